@@ -1,0 +1,1 @@
+"""The `velocity` command, one module per group of subcommands."""

@@ -1,0 +1,28 @@
+"""`velocity chat`: one streamed answer in the terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from api.cli.client import ChatTiming, VelocityClient
+from api.cli.terminal import DEFAULT_URL, ApiKey, Url, err, errors_for_people
+
+
+def chat(
+    prompt: str, model: str = "velocity-30b", max_tokens: int = 1024, url: Url = DEFAULT_URL, key: ApiKey = ""
+) -> None:
+    """Stream one chat answer."""
+
+    async def run() -> None:
+        timing = ChatTiming()
+        body = {"model": model, "max_tokens": max_tokens, "messages": [{"role": "user", "content": prompt}]}
+        async with VelocityClient(url, key) as client:
+            async for piece in client.chat(body, timing):
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+        sys.stdout.write("\n")
+        err.print(f"[dim]{timing.summary}[/]")
+
+    with errors_for_people():
+        asyncio.run(run())

@@ -1,0 +1,146 @@
+"""`velocity demo`: the whole product in a few minutes, on a real engine."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.panel import Panel
+
+from api.cli.client import ChatTiming, VelocityClient
+from api.cli.keys import issue
+from api.cli.progress import watch
+from api.cli.terminal import errors_for_people, fail, load_settings, out
+from api.settings import ApiSettings
+from api.stack import Stack
+from engine import log
+from engine.errors import StartError, VelocityError
+from engine.ports import free_port
+from engine.stopping import run_until_signal
+
+_MODEL = "velocity-30b"
+_COMPONENTS = (
+    "Button", "Card", "Modal", "Navbar", "Footer", "Hero", "Sidebar", "Tabs", "Table", "Tooltip", "Avatar", "Badge",
+    "Spinner", "Alert", "Dropdown", "Pagination", "Breadcrumb", "Accordion", "Carousel", "Checkbox", "Slider",
+    "Stepper", "Toast", "SearchBox",
+)  # fmt: skip
+
+
+def demo() -> None:
+    """Start everything, stream a chat, run a bulk job beside a second chat, show the results, end everything."""
+    directory = Path(tempfile.mkdtemp(prefix="velocity-demo-"))
+    with errors_for_people():
+        settings = load_settings(data_dir=directory, port=free_port(), log_level="WARNING")
+        log.configure(settings, "demo")
+        stack = Stack(settings, lambda message: out.print(f"  [dim]{message}[/]"), own_redis=True, own_engine=True)
+        try:
+            stopped = asyncio.run(_run(stack))
+        except VelocityError as error:
+            fail(f"The demo failed: {error} Logs are kept in {stack.logs}")
+    shutil.rmtree(directory)
+    if stopped:
+        fail("stopped")
+
+
+async def _run(stack: Stack) -> bool:
+    return await run_until_signal(_story(stack))
+
+
+async def _story(stack: Stack) -> None:
+    began = time.monotonic()
+    _stage(1, "Starting Redis, a real vLLM with a small model, a worker and the api (about a minute)")
+    async with stack.running():
+        supervising = asyncio.create_task(stack.supervise())
+        try:
+            story = asyncio.create_task(_use(stack.settings, stack.url, began))
+            await asyncio.wait({supervising, story}, return_when=asyncio.FIRST_COMPLETED)
+            if supervising.done():
+                story.cancel()
+                supervising.result()
+            story.result()
+            _stage(6, "Ending everything")
+        finally:
+            supervising.cancel()
+            await asyncio.gather(supervising, return_exceptions=True)
+    out.print("\n[bold green]Done.[/] To keep it running: [bold].venv/bin/velocity up[/]")
+
+
+async def _use(settings: ApiSettings, url: str, began: float) -> None:
+    _stage(2, "Creating an API key")
+    _, key = await issue(settings, "demo", rpm=600)
+    out.print(f"  {key[:18]}… (600 requests per minute)")
+    async with VelocityClient(url, key) as client:
+        _stage(3, "Streaming a chat answer from the idle engine")
+        idle = await _chat(client, "Write a React button component.", 80)
+        out.print(
+            f"  [dim]first token {time.monotonic() - began - idle.last + (idle.first or 0):.0f} s after the start[/]"
+        )
+        _stage(4, f"Submitting a bulk job of {len(_COMPONENTS)} React components, and chatting while it runs")
+        job = await client.json("POST", "/jobs", json=_job())
+        out.print(f"  {job['id']} is {job['status']}")
+        busy = asyncio.create_task(_chat_later(client))
+        over = await watch(client, job["id"], out)
+        beside = await busy
+        _stage(5, "Results, in input order")
+        await _show_results(client, over)
+    out.print(Panel(_summary(over, idle, beside), title="summary", expand=False))
+    if over["status"] != "completed" or over["counts"]["failed"]:
+        raise StartError(f"The job ended as {over['status']} with {over['counts']['failed']} failed items.")
+
+
+async def _chat_later(client: VelocityClient) -> ChatTiming:
+    await asyncio.sleep(3)
+    timing = ChatTiming()
+    body = _chat_body("Explain useState in two sentences.", 60)
+    text = "".join([piece async for piece in client.chat(body, timing)])
+    out.print(f"  chat beside the job: [cyan]{' '.join(text.split())[:150]}…[/]", soft_wrap=True)
+    return timing
+
+
+async def _chat(client: VelocityClient, prompt: str, max_tokens: int) -> ChatTiming:
+    timing = ChatTiming()
+    out.print(f"  > {prompt}\n  ", end="")
+    async for piece in client.chat(_chat_body(prompt, max_tokens), timing):
+        out.print(f"[cyan]{piece.replace('[', chr(92) + '[')}[/]", end="")
+    out.print(f"\n  [bold]{timing.summary}[/]")
+    return timing
+
+
+def _chat_body(prompt: str, max_tokens: int) -> dict[str, Any]:
+    return {"model": _MODEL, "max_tokens": max_tokens, "messages": [{"role": "user", "content": prompt}]}
+
+
+def _job() -> dict[str, Any]:
+    items = [
+        {"id": name, "messages": [{"role": "user", "content": f"Write a small React component {name}."}]}
+        for name in _COMPONENTS
+    ]
+    return {"name": "demo components", "model": _MODEL, "defaults": {"max_tokens": 96}, "items": items}
+
+
+async def _show_results(client: VelocityClient, job: dict[str, Any]) -> None:
+    shown = 0
+    async for line in client.results(job["id"]):
+        if line["response"] and shown < 3:
+            text = line["response"]["choices"][0]["message"]["content"]
+            out.print(f"  {line['index']:2} [bold]{line['id']}[/]: {' '.join(text.split())[:90]}…", soft_wrap=True)
+            shown += 1
+    out.print(f"  … and {job['counts']['completed'] - shown} more")
+
+
+def _summary(job: dict[str, Any], idle: ChatTiming, beside: ChatTiming) -> str:
+    counts, usage = job["counts"], job["usage"]
+    seconds = max(1, job["completed_at"] - job["in_progress_at"]) if job["completed_at"] else 1
+    return (
+        f"bulk:  {counts['completed']} of {counts['total']} items completed, {counts['failed']} failed, "
+        f"{usage['output_tokens']} tokens in {seconds} s ({usage['output_tokens'] / seconds:.0f} tokens/s)\n"
+        f"chat on the idle engine:  {idle.summary}\nchat beside the job:      {beside.summary}"
+    )
+
+
+def _stage(number: int, what: str) -> None:
+    out.print(f"\n[bold]{number}. {what}[/]", soft_wrap=True)

@@ -1,0 +1,110 @@
+"""`velocity jobs …`: submit, watch and read bulk jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import typer
+from rich.table import Table
+
+from api.cli.client import VelocityClient
+from api.cli.progress import watch
+from api.cli.terminal import DEFAULT_URL, ApiKey, Url, err, errors_for_people, fail, out
+
+app = typer.Typer(no_args_is_help=True, help="Bulk jobs.")
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, job_…")]
+
+
+@app.command()
+def submit(
+    file: Annotated[Path, typer.Argument(help="The body of POST /jobs as JSON; - for standard input.")],
+    follow: Annotated[bool, typer.Option("--watch", help="Show progress until the job is over.")] = False,
+    url: Url = DEFAULT_URL,
+    key: ApiKey = "",
+) -> None:
+    """Submit a job; prints its id."""
+
+    async def run() -> None:
+        async with VelocityClient(url, key) as client:
+            job = await client.json("POST", "/jobs", content=body, headers={"content-type": "application/json"})
+            out.print(job["id"])
+            if follow:
+                await watch(client, job["id"], err)
+
+    with errors_for_people():
+        try:
+            body = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        except OSError as error:
+            fail(f"{file}: {error.strerror}.")
+        asyncio.run(run())
+
+
+@app.command("list")
+def list_jobs(limit: int = 20, url: Url = DEFAULT_URL, key: ApiKey = "") -> None:
+    """Your jobs, newest first."""
+
+    async def run() -> None:
+        async with VelocityClient(url, key) as client:
+            page = await client.json("GET", "/jobs", params={"limit": limit})
+        table = Table("job", "name", "status", "done", "failed", "total", box=None)
+        for job in page["data"]:
+            counts = job["counts"]
+            numbers = (str(counts[name]) for name in ("completed", "failed", "total"))
+            table.add_row(job["id"], job["name"] or "", job["status"], *numbers)
+        out.print(table)
+
+    with errors_for_people():
+        asyncio.run(run())
+
+
+@app.command()
+def show(
+    job: JobId,
+    follow: Annotated[bool, typer.Option("--watch", help="Show progress until the job is over.")] = False,
+    url: Url = DEFAULT_URL,
+    key: ApiKey = "",
+) -> None:
+    """One job as JSON."""
+
+    async def run() -> None:
+        async with VelocityClient(url, key) as client:
+            state = await watch(client, job, err) if follow else await client.json("GET", f"/jobs/{job}")
+        out.print_json(data=state)
+
+    with errors_for_people():
+        asyncio.run(run())
+
+
+@app.command()
+def results(
+    job: JobId,
+    after: Annotated[int, typer.Option(help="Only items after this input index.")] = -1,
+    url: Url = DEFAULT_URL,
+    key: ApiKey = "",
+) -> None:
+    """Finished items as NDJSON, in input order; also while the job runs."""
+
+    async def run() -> None:
+        async with VelocityClient(url, key) as client:
+            async for line in client.results(job, after):
+                sys.stdout.buffer.write(orjson.dumps(line) + b"\n")
+
+    with errors_for_people():
+        asyncio.run(run())
+
+
+@app.command()
+def cancel(job: JobId, url: Url = DEFAULT_URL, key: ApiKey = "") -> None:
+    """Stop a job; finished items are kept."""
+
+    async def run() -> None:
+        async with VelocityClient(url, key) as client:
+            state = await client.json("POST", f"/jobs/{job}/cancel")
+        out.print(f"{state['id']} is {state['status']}")
+
+    with errors_for_people():
+        asyncio.run(run())

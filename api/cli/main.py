@@ -1,0 +1,47 @@
+"""The command `velocity`."""
+
+from __future__ import annotations
+
+import typer
+import uvloop
+
+from api.cli import chat, demo, engine, jobs, keys, up
+from api.cli.terminal import errors_for_people, load_settings
+from api.server import serve
+from engine import log
+from workers import process
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(keys.app, name="keys")
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(engine.app, name="engine")
+app.command()(up.up)
+app.command()(chat.chat)
+app.command()(demo.demo)
+
+
+@app.command()
+def api() -> None:
+    """Run one api process, configured by VELOCITY_… variables."""
+    with errors_for_people():
+        settings = load_settings()
+        log.configure(settings, "api")
+        uvloop.run(serve(settings))
+
+
+@app.command()
+def worker() -> None:
+    """Run one bulk worker, configured by VELOCITY_… variables."""
+    with errors_for_people():
+        settings = load_settings()
+        log.configure(settings, "worker")
+        process.run(settings)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The terminal: where people read, how errors look to them, and which installation the commands speak to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, NoReturn
+
+import httpx
+import orjson
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from api.settings import ApiSettings
+from api.stack import STATE_FILE
+from engine.errors import SettingsError, VelocityError
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+Url = Annotated[str, typer.Option(envvar="VELOCITY_URL", help="Where velocity answers.")]
+ApiKey = Annotated[str, typer.Option("--key", envvar="VELOCITY_API_KEY", help="API key.")]
+DEFAULT_URL = "http://127.0.0.1:8001"
+
+
+def fail(message: str) -> NoReturn:
+    """Say what is wrong and end with status 1."""
+    err.print(f"[bold red]error:[/] {message}", markup=True, soft_wrap=True)
+    raise typer.Exit(1)
+
+
+@contextmanager
+def errors_for_people() -> Iterator[None]:
+    """Expected failures become one sentence; anything else is a bug and keeps its traceback."""
+    try:
+        yield
+    except (VelocityError, httpx.TransportError) as error:
+        what = f"velocity does not answer: {error}" if isinstance(error, httpx.TransportError) else str(error)
+        fail(what.replace("[", "\\["))
+
+
+def load_settings(**overrides: object) -> ApiSettings:
+    """Settings of this installation: options before environment before the defaults. Raises SettingsError."""
+    try:
+        return ApiSettings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type] # checked by pydantic itself
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = "_".join(str(part) for part in first["loc"]).upper()
+        raise SettingsError(f"VELOCITY_{name}: {first['msg']}." if name else first["msg"]) from None
+
+
+def local_settings() -> ApiSettings:
+    """Settings for commands beside a running `velocity up`: its Redis is found unless another was named."""
+    settings = load_settings()
+    state = settings.data_dir / STATE_FILE
+    if "redis_url" not in settings.model_fields_set and state.exists():
+        return settings.model_copy(update={"redis_url": orjson.loads(state.read_bytes())["redis_url"]})
+    return settings

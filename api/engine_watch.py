@@ -1,0 +1,79 @@
+"""Knows whether the engine serves, and which models: asked in the background, so that no request waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from api.errors import ApiError
+from engine import log
+from engine.client import EngineClient, EngineModels, Model
+from engine.errors import EngineError, EngineUnreachable
+
+_INTERVAL_UP = 5.0
+_INTERVAL_DOWN = 1.0
+_FRESH_SECONDS = 1.0
+_PREFIXES = ("vllm/", "openai/")
+"""Provider prefixes under which app builders ask for a model."""
+
+logger = log.get(__name__)
+
+
+class EngineWatch:
+    """The engine's last known state. `run()` keeps it fresh."""
+
+    def __init__(self, client: EngineClient) -> None:
+        self._client = client
+        self._models = EngineModels(())
+        self._checked = 0.0
+        self._refreshing = asyncio.Lock()
+        self.up = False
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """Every name that may be published. OpenAI-minded clients take ids that begin with "o" for reasoning models."""
+        return tuple(model for model in self._models.models if not model.id.startswith("o"))
+
+    async def run(self) -> None:
+        """Ask every few seconds until cancelled."""
+        while True:
+            await self.refresh()
+            await asyncio.sleep(_INTERVAL_UP if self.up else _INTERVAL_DOWN)
+
+    async def refresh(self) -> None:
+        """Ask now, unless the last answer is younger than a second."""
+        async with self._refreshing:
+            if time.monotonic() - self._checked < _FRESH_SECONDS:
+                return
+            was_up = self.up
+            try:
+                self._models = await self._client.models()
+                self.up = await self._client.healthy()
+            except EngineError as error:
+                self.up = False
+                if was_up:
+                    logger.warning("engine_down", reason=str(error))
+            if self.up and not was_up:
+                logger.info("engine_up", models=[model.id for model in self._models.models])
+            self._checked = time.monotonic()
+
+    async def resolve(self, name: object) -> Model:
+        """The model behind the name that a client sent. Raises ApiError 400 or 404, EngineUnreachable."""
+        if not isinstance(name, str) or not name:
+            raise ApiError(400, "'model' must be the name of a model.", param="model")
+        found = self._find(name)
+        if found is None:  # the engine may have come up, or got a model, since it was asked
+            await self.refresh()
+            found = self._find(name)
+        if found is None and not self._models.models:
+            raise EngineUnreachable("The engine is not up (yet). Try again in a few seconds.")
+        if found is None:
+            known = ", ".join(model.id for model in self.models)
+            raise ApiError(
+                404, f"The model {name!r} does not exist. There is: {known}.", code="model_not_found", param="model"
+            )
+        return found
+
+    def _find(self, name: str) -> Model | None:
+        bare = next((name.removeprefix(prefix) for prefix in _PREFIXES if name.startswith(prefix)), name)
+        return self._models.find(name) or self._models.find(bare)

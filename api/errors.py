@@ -1,0 +1,96 @@
+"""What clients see when something fails: OpenAI's error object, and the one table that leads there.
+
+VelocityError
+└── ApiError     an answer with a status, for a fault that was found in the request itself
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from engine.client import Answer
+from engine.errors import EngineError, EngineLost, EngineProtocolError, EngineTimeout, EngineUnreachable, VelocityError
+from workers.errors import InputError, LedgerUnavailable, NoSuchJob, StorageError
+
+Header = tuple[bytes, bytes]
+JSON_TYPE: Header = (b"content-type", b"application/json")
+
+
+class ApiError(VelocityError):
+    """An error answer: HTTP status, OpenAI's `type`, `code` and `param`, and extra headers."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",  # noqa: A002 - OpenAI's name of the field
+        code: str | None = None,
+        param: str | None = None,
+        headers: tuple[Header, ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.type = type
+        self.code = code
+        self.param = param
+        self.headers = headers
+
+    def body(self) -> bytes:
+        """OpenAI's error object."""
+        error = {"message": str(self), "type": self.type, "param": self.param, "code": self.code}
+        return orjson.dumps({"error": error})
+
+
+# The first class that matches decides: status, type, code, seconds for Retry-After.
+_TABLE: tuple[tuple[type[VelocityError], int, str, str | None, int | None], ...] = (
+    (EngineUnreachable, 503, "server_error", "engine_unavailable", 5),
+    (EngineTimeout, 504, "server_error", "engine_timeout", None),
+    (EngineLost, 502, "server_error", "engine_lost", None),
+    (EngineProtocolError, 502, "server_error", "engine_lost", None),
+    (EngineError, 502, "server_error", "engine_lost", None),
+    (LedgerUnavailable, 503, "server_error", "redis_unavailable", 2),
+    (StorageError, 507, "server_error", "storage_failed", 30),
+    (NoSuchJob, 404, "invalid_request_error", "not_found", None),
+    (InputError, 400, "invalid_request_error", None, None),
+)
+
+
+def to_api_error(error: VelocityError) -> ApiError:
+    """Any error of velocity as the answer that a client gets."""
+    if isinstance(error, ApiError):
+        return error
+    for kind, status, type_, code, retry in _TABLE:
+        if isinstance(error, kind):
+            headers = ((b"retry-after", str(retry).encode()),) if retry else ()
+            param = error.param if isinstance(error, InputError) else None
+            return ApiError(status, str(error), type=type_, code=code, param=param, headers=headers)
+    return ApiError(500, "velocity failed at this request.", type="server_error", code="internal_error")
+
+
+_TYPES = {401: "server_error", 403: "server_error", 404: "invalid_request_error", 429: "server_error"}
+
+
+def from_engine(answer: Answer) -> ApiError:
+    """The engine's own refusal in OpenAI's shape: vLLM's numeric `code` becomes a name or null."""
+    content: Any = None
+    try:
+        content = answer.json()
+    except EngineProtocolError:
+        message = f"The engine answered {answer.status}."
+    else:
+        error = content.get("error", content) if isinstance(content, dict) else {}
+        error = error if isinstance(error, dict) else {"message": str(error)}
+        message = str(error.get("message") or f"The engine answered {answer.status}.")
+        content = error
+    param = content.get("param") if isinstance(content, dict) else None
+    if answer.status in {401, 403} or answer.status >= 500:  # between velocity and its engine, not the client's fault
+        status = answer.status if answer.status >= 500 else 502
+        return ApiError(status, message, type="server_error", code="engine_failed")
+    code = "context_length_exceeded" if "maximum context length" in message else None
+    return ApiError(
+        answer.status, message, type=_TYPES.get(answer.status, "invalid_request_error"), code=code,
+        param=param if isinstance(param, str) else None,
+    )  # fmt: skip

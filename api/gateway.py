@@ -1,0 +1,60 @@
+"""Everything that one api process holds open, made in one place and handed down."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from api.engine_watch import EngineWatch
+from api.keys import Keys
+from api.limits import Limits
+from api.settings import ApiSettings
+from engine.client import EngineClient
+from workers.ledger import Ledger
+from workers.redis import connect, connect_sync
+from workers.sweeper import Sweeper
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """The connections and services behind the routes."""
+
+    settings: ApiSettings
+    engine: EngineClient
+    watch: EngineWatch
+    keys: Keys
+    limits: Limits
+    ledger: Ledger
+    sweeper: Sweeper
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, settings: ApiSettings) -> AsyncIterator[Gateway]:
+        """Connect lazily, run the background tasks, and close all of it at the end."""
+        bulk = connect(settings.redis_url, settings.redis_timeout)
+        fast = connect(settings.redis_url, settings.limiter_timeout)
+        rq_redis = connect_sync(settings.redis_url)
+        engine = EngineClient(settings.engine_url, connect_timeout=settings.connect_timeout)
+        ledger = Ledger(bulk)
+        gateway = cls(
+            settings=settings,
+            engine=engine,
+            watch=EngineWatch(engine),
+            keys=Keys(fast, settings.data_dir, open_mode=settings.open),
+            limits=Limits(fast),
+            ledger=ledger,
+            sweeper=Sweeper(bulk, rq_redis, ledger),
+        )
+        tasks = [asyncio.create_task(work) for work in (gateway.watch.run(), gateway.sweeper.run())]
+        try:
+            yield gateway
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await engine.aclose()
+            await bulk.aclose()
+            await fast.aclose()
+            rq_redis.close()

@@ -1,0 +1,1 @@
+"""Routes that are not on the streaming path, one module per noun."""

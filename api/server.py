@@ -1,0 +1,38 @@
+"""The api process: `velocity api`."""
+
+from __future__ import annotations
+
+import uvicorn
+
+from api.app import build
+from api.gateway import Gateway
+from api.settings import ApiSettings
+from engine import log
+from engine.ports import listen
+
+logger = log.get(__name__)
+
+
+async def serve(settings: ApiSettings) -> None:
+    """Serve until SIGINT or SIGTERM. Raises StartError if the port can't be used."""
+    bound = listen(settings.host, settings.port, "the api")
+    if settings.open:
+        logger.warning("open_mode", meaning="Anyone who can reach this address can use it: no keys are checked.")
+    async with Gateway.opened(settings) as gateway:
+        logger.info("api_listening", host=settings.host, port=bound.getsockname()[1])
+        await uvicorn.Server(config(gateway)).serve(sockets=[bound])
+
+
+def config(gateway: Gateway) -> uvicorn.Config:
+    """How uvicorn runs: httptools and uvloop, no access log (the request log says more), nothing at import."""
+    return uvicorn.Config(
+        build(gateway),
+        http="httptools",
+        loop="uvloop",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=round(gateway.settings.shutdown_seconds),
+    )

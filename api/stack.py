@@ -1,0 +1,172 @@
+"""Everything on one machine, as child processes: Redis, engine, worker, api. What dies is restarted."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TextIO
+
+import httpx
+import orjson
+
+from api import redis_server
+from api.settings import ApiSettings
+from engine.child import Child, ChildSpec
+from engine.client import EngineClient
+from engine.errors import StartError
+from engine.ports import free_port, require_free
+from workers.errors import LedgerUnavailable
+from workers.ledger import Ledger
+from workers.redis import connect
+
+Say = Callable[[str], None]
+Ready = Callable[[], Awaitable[bool]]
+STATE_FILE = "up.json"
+
+
+class Stack:
+    """The processes of `velocity up`. `settings` is completed with the addresses of what it starts itself."""
+
+    def __init__(self, settings: ApiSettings, say: Say, *, own_redis: bool, own_engine: bool) -> None:
+        self.logs = settings.data_dir / "logs"
+        self._say = say
+        self._children: list[Child] = []
+        self._redis: ChildSpec | None = None
+        self._own_engine = own_engine
+        if own_redis:
+            url, self._redis = redis_server.child(settings.data_dir, self.logs / "redis.log")
+            settings = settings.model_copy(update={"redis_url": url})
+        if own_engine:
+            settings = settings.model_copy(update={"engine_url": f"http://127.0.0.1:{free_port()}"})
+        self.settings = settings
+        self.url = f"http://{settings.host}:{settings.port}"
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Stack]:
+        """All processes up and healthy inside, all ended after. Raises StartError that names what did not come up."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        with (self.settings.data_dir / "up.lock").open("w") as lock:
+            _lock(lock, self.settings.data_dir)
+            require_free(self.settings.host, self.settings.port, "the api")
+            state = self.settings.data_dir / STATE_FILE
+            try:
+                await self._start()
+                state.write_bytes(orjson.dumps({"redis_url": self.settings.redis_url, "url": self.url}))
+                yield self
+            finally:
+                state.unlink(missing_ok=True)
+                for child in reversed(self._children):  # who depends on others ends first
+                    await child.stop()
+
+    async def supervise(self) -> None:
+        """Restart what dies, until one is beyond rescue (raises StartError) or this is cancelled."""
+        tasks = [asyncio.create_task(child.supervise()) for child in self._children]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _start(self) -> None:
+        if self._redis:
+            await self._up(self._redis)
+        starting = [asyncio.create_task(self._up(spec)) for spec in self._specs()]
+        try:
+            await asyncio.gather(*starting)
+            while not await self._healthy():
+                await asyncio.sleep(0.1)
+        finally:
+            for task in starting:
+                task.cancel()
+            await asyncio.gather(*starting, return_exceptions=True)
+
+    async def _up(self, spec: ChildSpec) -> None:
+        began = time.monotonic()
+        child = Child(spec)
+        self._children.append(child)
+        await child.start()
+        self._say(f"{spec.name} is up after {time.monotonic() - began:.1f} s")
+
+    def _specs(self) -> list[ChildSpec]:
+        settings = self.settings
+        env = {
+            "VELOCITY_REDIS_URL": settings.redis_url,
+            "VELOCITY_ENGINE_URL": settings.engine_url,
+            "VELOCITY_DATA_DIR": str(settings.data_dir),
+            "VELOCITY_CACHE_DIR": str(settings.cache_dir),
+            "VELOCITY_PROFILE": settings.profile,
+            "VELOCITY_HOST": settings.host,
+            "VELOCITY_PORT": str(settings.port),
+            "VELOCITY_OPEN": "1" if settings.open else "0",
+            "VELOCITY_LOG_JSON": "1",
+        }
+
+        def spec(
+            name: str, arguments: list[str], ready: Ready, start: float, stop: float, line: Say | None
+        ) -> ChildSpec:
+            return ChildSpec(
+                name=name, command=[sys.executable, "-m", "api.cli.main", *arguments], ready=ready, env=env,
+                start_seconds=start, stop_seconds=stop, log_file=self.logs / f"{name}.log", line=line,
+                restarts=settings.engine_restarts,
+            )  # fmt: skip
+
+        specs = [
+            spec("worker", ["worker"], self._worker_ready, 60, settings.drain_seconds + 10, None),
+            spec("api", ["api"], self._api_ready, 60, settings.shutdown_seconds + 5, None),
+        ]
+        if self._own_engine:
+            engine = spec(
+                "engine", ["engine", "serve"], self._engine_ready, settings.engine_start_timeout, 30, self._tell
+            )
+            specs.insert(0, engine)
+        return specs
+
+    def _tell(self, line: str) -> None:
+        """Pass on what a person wants to know while the engine starts."""
+        try:
+            event = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            return
+        if event.get("event") == "preparing_model":
+            self._say(f"engine: {event['stage']} ({event['percent']} %)")
+
+    async def _engine_ready(self) -> bool:
+        async with EngineClient(self.settings.engine_url) as engine:
+            return await engine.healthy()
+
+    async def _worker_ready(self) -> bool:
+        redis = connect(self.settings.redis_url, 1.0)
+        try:
+            return await Ledger(redis).beat() > 0
+        except LedgerUnavailable:
+            return False
+        finally:
+            await redis.aclose()
+
+    async def _api_ready(self) -> bool:
+        return await self._health_status() in {200, 503}  # it is up, whatever it says of the engine
+
+    async def _healthy(self) -> bool:
+        return await self._health_status() == 200
+
+    async def _health_status(self) -> int:
+        async with httpx.AsyncClient() as client:
+            try:
+                return (await client.get(f"{self.url}/health")).status_code
+            except httpx.TransportError:
+                return 0
+
+
+def _lock(file: TextIO, data_dir: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise StartError(f"velocity is running on {data_dir} already. End it, or choose another --data.") from None

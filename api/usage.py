@@ -1,0 +1,83 @@
+"""Finds the token usage in an answer's bytes, without parsing a stream chunk by chunk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from engine.client import Endpoint
+
+_END = b"\n\n"
+_USAGE_MARK = {
+    # Inside a JSON string the quotes would be escaped, so these bytes can't come from generated text.
+    Endpoint.CHAT: b'"choices":[]',
+    Endpoint.COMPLETIONS: b'"choices":[]',
+    Endpoint.RESPONSES: b"event: response.completed",
+    Endpoint.EMBEDDINGS: b"\x00",
+}
+_HOLD_MOST = 256 * 1024
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens as the engine counted them."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def read(self, content: Any) -> None:
+        """Take the counts of an answer or a usage event, in any of the endpoints' spellings."""
+        if not isinstance(content, dict):
+            return
+        usage = content.get("usage") or (content.get("response") or {}).get("usage") or {}
+        self.input_tokens = usage.get("prompt_tokens") or usage.get("input_tokens") or 0
+        self.output_tokens = usage.get("completion_tokens") or usage.get("output_tokens") or 0
+
+
+class UsageFilter:
+    """Passes a stream's bytes on unchanged, whole events at a time, but for the usage event if it is to be hidden."""
+
+    def __init__(self, endpoint: Endpoint, usage: Usage, *, hide: bool) -> None:
+        self._mark = _USAGE_MARK[endpoint]
+        self._usage = usage
+        self._hide = hide
+        self._held = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """What may go to the client now. An event that is still incomplete is held back until its end arrives."""
+        if self._held:
+            data = self._held + data
+        end = data.rfind(_END) + len(_END)
+        if end < len(_END):
+            if len(data) > _HOLD_MOST:  # no usage event is that long
+                self._held = b""
+                return data
+            self._held = data
+            return b""
+        self._held = data[end:]
+        complete = data[:end] if self._held else data
+        return self._sift(complete) if self._mark in complete else complete
+
+    def rest(self) -> bytes:
+        """What is held at the end of the stream."""
+        held, self._held = self._held, b""
+        return held
+
+    def _sift(self, events: bytes) -> bytes:
+        kept = []
+        for event in events.split(_END)[:-1]:
+            if self._mark in event:
+                self._read(event)
+                if self._hide:
+                    continue
+            kept.append(event + _END)
+        return b"".join(kept)
+
+    def _read(self, event: bytes) -> None:
+        data = event[event.find(b"data:") + 5 :]
+        try:
+            self._usage.read(orjson.loads(data))
+        except orjson.JSONDecodeError:
+            return  # not the form that was expected: nothing is accounted, the client still gets it

@@ -1,0 +1,191 @@
+"""One kept-alive HTTP/1.1 connection to the engine: request bytes out, body chunks in, as they arrive.
+
+idle ── send() ──► waiting for the head ── head() ──► body ── chunk() … b"" ──► idle again
+  └────────────────────────── close() or any error ──────────────────────────► closed
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import cast
+
+import httptools
+
+from engine.errors import EngineError, EngineLost, EngineProtocolError
+
+HIGH_WATER = 256 * 1024
+"""Unread body bytes at which reading from the engine pauses: the memory bound of one stream."""
+
+Header = tuple[bytes, bytes]
+
+
+@dataclass(slots=True)
+class Head:
+    """Status line and headers of an answer; header names in lower case."""
+
+    status: int
+    headers: list[Header] = field(default_factory=list)
+
+    def get(self, name: bytes) -> bytes | None:
+        """The first header of that (lower-case) name."""
+        return next((value for key, value in self.headers if key == name), None)
+
+
+class EngineConnection(asyncio.Protocol):
+    """Speaks one request at a time. Not safe for concurrent requests: the pool hands it to one owner."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._head = Head(0)
+        self._head_done = False
+        self._chunks: list[bytes] = []
+        self._buffered = 0
+        self._complete = True
+        self._error: EngineError | None = None
+        self._paused = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._idle_since = 0.0
+
+    # --- what the owner calls
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another request may be sent: the last answer is complete and both sides keep the connection."""
+        return self._complete and self._error is None and self._transport is not None
+
+    @property
+    def idle_seconds(self) -> float:
+        """Seconds since the last answer was complete."""
+        return self._loop.time() - self._idle_since
+
+    async def send(self, data: bytes) -> None:
+        """Write one whole request (head and body)."""
+        transport = self._open_transport()
+        self._parser = httptools.HttpResponseParser(self)
+        self._head, self._head_done, self._complete = Head(0), False, False
+        transport.write(data)
+        await self._writable.wait()
+
+    async def head(self) -> Head:
+        """Wait for the answer's status and headers. Raises EngineLost or EngineProtocolError."""
+        while not self._head_done:
+            await self._wait()
+        return self._head
+
+    async def chunk(self) -> bytes:
+        """All body bytes that have arrived, at least one; b"" at the end of the body."""
+        while not self._chunks:
+            if self._complete:
+                return b""
+            await self._wait()
+        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        self._buffered = 0
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+        return data
+
+    def close(self) -> None:
+        """Drop the connection at once; the engine aborts what it was generating for it."""
+        self._fail(EngineLost("The connection to the engine was closed."))
+        if self._transport is not None:
+            self._transport.abort()
+            self._transport = None
+
+    # --- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in behaviour, not by inheritance
+
+    def data_received(self, data: bytes) -> None:
+        if self._complete:  # bytes that nobody asked for
+            self.close()
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._fail(EngineProtocolError(f"The engine's answer is not valid HTTP: {error}"))
+            self.close()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._writable.set()
+        ends_with_connection = self._head_done and self._head.get(b"content-length") is None and not self._chunked()
+        if exc is None and ends_with_connection and not self._complete:
+            self.on_message_complete()
+        self._fail(EngineLost("The engine closed the connection before its answer was complete."))
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    # --- httptools callbacks
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < 200:  # 100-continue and early hints are not the answer
+            self._head = Head(0)
+            return
+        self._head.status = status
+        self._head_done = True
+        self._wake()
+
+    def on_body(self, body: bytes) -> None:
+        self._chunks.append(body)
+        self._buffered += len(body)
+        if self._buffered > HIGH_WATER and not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+        self._wake()
+
+    def on_message_complete(self) -> None:
+        if not self._head_done:  # the end of an interim answer
+            return
+        self._complete = True
+        self._idle_since = self._loop.time()
+        if not self._parser.should_keep_alive() and self._transport is not None:
+            self._transport.close()
+            self._transport = None
+        self._wake()
+
+    # --- inside
+
+    def _chunked(self) -> bool:
+        return b"chunked" in (self._head.get(b"transfer-encoding") or b"")
+
+    def _open_transport(self) -> asyncio.Transport:
+        if self._transport is None:
+            raise EngineLost("The engine closed an idle connection.")
+        return self._transport
+
+    def _fail(self, error: EngineError) -> None:
+        if self._error is None:
+            self._error = error
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _wait(self) -> None:
+        if self._error is not None and not self._complete:
+            raise self._error
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None

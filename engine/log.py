@@ -1,0 +1,58 @@
+"""structlog, set up once per process: JSON lines for machines, coloured ones for a terminal, on standard error."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+
+from engine.settings import EngineSettings
+
+Logger = structlog.stdlib.BoundLogger
+
+# uvicorn reports an answer that was broken off on purpose as an application error; the access log line says it better.
+_EXPECTED = ("ASGI callable returned without completing response.",)
+
+
+class _DropExpected(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.getMessage() not in _EXPECTED
+
+
+def configure(settings: EngineSettings, process: str) -> None:
+    """Route structlog and the standard library's loggers through one renderer; every line names its process."""
+    as_json = settings.log_json if settings.log_json is not None else not sys.stderr.isatty()
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(pad_event_to=0)
+    )
+    final: list[structlog.typing.Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    if as_json:
+        final.append(structlog.processors.format_exc_info)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[*final, renderer]))
+    handler.addFilter(_DropExpected())
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(settings.log_level.upper())
+    for noisy in ("httpx", "httpcore", "asyncio", "uvicorn.access", "rq.worker", "rq.job", "rq.scheduler"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(process=process)
+
+
+def get(name: str) -> Logger:
+    """A named logger; safe to call at import, since nothing is set up by it."""
+    logger: Logger = structlog.stdlib.get_logger(name)
+    return logger

@@ -1,0 +1,81 @@
+"""The front door on a free port, in front of a fake engine and a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+
+from api.gateway import Gateway
+from api.server import config
+from api.settings import ApiSettings
+from engine.client import EngineClient
+from engine.ports import listen
+from tests.fake_engine import FakeEngine, fake_engine
+from workers.ledger import Ledger
+from workers.pump import Pump
+from workers.redis import connect
+
+
+@dataclass
+class Door:
+    """A running front door."""
+
+    url: str
+    settings: ApiSettings
+    gateway: Gateway
+    engine: FakeEngine
+    key: str
+
+    def client(self, key: str | None = None) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.url, headers={"authorization": f"Bearer {key or self.key}"})
+
+    async def drain(self) -> None:
+        """What a worker does with one ticket."""
+        redis = connect(self.settings.redis_url, 5)
+        async with EngineClient(self.settings.engine_url) as engine:
+            await Pump(Ledger(redis), engine, self.settings).drain(threading.Event())
+        await redis.aclose()
+
+
+@asynccontextmanager
+async def front_door(settings: ApiSettings, engine: FakeEngine) -> AsyncIterator[Door]:
+    bound = listen("127.0.0.1", 0, "a test")
+    async with Gateway.opened(settings) as gateway:
+        server = uvicorn.Server(config(gateway))
+        serving = asyncio.create_task(server.serve(sockets=[bound]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        key = "none" if settings.open else (await gateway.keys.create("test", None))[1]
+        try:
+            yield Door(f"http://127.0.0.1:{bound.getsockname()[1]}", settings, gateway, engine, key)
+        finally:
+            server.should_exit = True
+            await serving
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[FakeEngine]:
+    async with fake_engine() as running:
+        yield running
+
+
+@pytest.fixture
+def settings(clean_redis: str, engine: FakeEngine, tmp_path: Path) -> ApiSettings:
+    return ApiSettings(
+        redis_url=clean_redis, engine_url=engine.url, data_dir=tmp_path, shard_items=8, lease_seconds=2,
+        head_wait=0.2, ping_interval=0.2, stall_timeout=0.5, first_token_timeout=2, shutdown_seconds=1,
+    )  # fmt: skip
+
+
+@pytest.fixture
+async def door(settings: ApiSettings, engine: FakeEngine) -> AsyncIterator[Door]:
+    async with front_door(settings, engine) as running:
+        yield running

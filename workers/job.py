@@ -1,0 +1,175 @@
+"""The job model: what a job is, its states, and the one record per finished item.
+
+queued ──► in_progress ──all items finished──► finalizing ──► completed
+  │             ├── cancel ──► cancelling ──► finalizing ──► cancelled   (finished items are kept)
+  │             └── deadline ─► expiring ───► finalizing ──► expired
+  └── cancel or deadline go the same ways
+
+shard:  pending ⇄ leased (epoch) ──► closed
+item:   todo ──► completed │ failed
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+LANE = "bulk"
+MAX_ITEMS = 50_000
+_ID = re.compile(r"^[a-z]+_[0-9a-f]{24,64}$")
+
+
+class JobStatus(StrEnum):
+    """Where a job is."""
+
+    QUEUED = "queued"
+    """Accepted and durable; no item has started."""
+    IN_PROGRESS = "in_progress"
+    """Workers have claimed some of it."""
+    CANCELLING = "cancelling"
+    """Its owner cancelled it; what runs is being stopped."""
+    EXPIRING = "expiring"
+    """Its deadline passed; what runs is being stopped."""
+    FINALIZING = "finalizing"
+    """The result files are being written."""
+    COMPLETED = "completed"
+    """Every item has a result or an error; the counts tell which."""
+    CANCELLED = "cancelled"
+    """Stopped by its owner; finished items are kept."""
+    EXPIRED = "expired"
+    """Stopped by its deadline; finished items are kept."""
+
+    @property
+    def terminal(self) -> bool:
+        """Whether nothing will change any more."""
+        return self in {JobStatus.COMPLETED, JobStatus.CANCELLED, JobStatus.EXPIRED}
+
+
+def new_id(kind: str) -> str:
+    """A random id of 128 bits that nobody can guess, such as job_0f…"""
+    return f"{kind}_{secrets.token_hex(16)}"
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` has the form of an id, and so can't lead out of a directory."""
+    return _ID.match(text) is not None
+
+
+class JobSpec(BaseModel):
+    """What was asked for: written to job.json before the job is acknowledged, never changed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    tenant: str
+    name: str | None = None
+    endpoint: str
+    model: str
+    total: int
+    shard_items: int
+    created: int
+    """Unix seconds."""
+    deadline: int | None = None
+    """Unix seconds after which items that have not finished expire."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One request of a job: `index` is its place in the input, `id` its owner's name for it."""
+
+    index: int
+    id: str
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The final outcome of one item: a response body, or an error with code and message."""
+
+    index: int
+    id: str
+    status_code: int
+    request_id: str
+    body: dict[str, Any] | None = None
+    error: dict[str, str] | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the item completed."""
+        return self.error is None
+
+    @property
+    def usage(self) -> tuple[int, int]:
+        """Input and output tokens as the engine counted them."""
+        usage = (self.body or {}).get("usage") or {}
+        return (
+            usage.get("prompt_tokens") or usage.get("input_tokens") or 0,
+            usage.get("completion_tokens") or usage.get("output_tokens") or 0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A unit of work that this process may do until it runs out: a shard, or (`final`) the merging of results."""
+
+    job: str
+    tenant: str
+    unit: str
+    epoch: int
+    owner: str
+    first: int
+    count: int
+    done: frozenset[int]
+    """Items of the shard that are finished already."""
+
+    @property
+    def final(self) -> bool:
+        """Whether this is the merging of results."""
+        return self.unit == "final"
+
+    @property
+    def segment(self) -> str:
+        """Name of the file that this lease's results go to; nobody else ever writes it."""
+        return f"{self.unit}.{self.epoch}.{self.owner}"
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """A job as the ledger knows it now. Times are unix seconds."""
+
+    id: str
+    tenant: str
+    status: JobStatus
+    name: str | None
+    model: str
+    endpoint: str
+    total: int
+    completed: int
+    failed: int
+    input_tokens: int
+    output_tokens: int
+    shards: int
+    shard_size: int
+    times: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def from_hash(cls, job_id: str, raw: Mapping[bytes, bytes]) -> JobState:
+        """From the ledger's hash."""
+        text = {key.decode(): value.decode() for key, value in raw.items()}
+        counts = ("total", "completed", "failed", "input_tokens", "output_tokens", "shards", "shard_size")
+        return cls(
+            id=job_id,
+            tenant=text["tenant"],
+            status=JobStatus(text["status"]),
+            name=text.get("name"),
+            model=text["model"],
+            endpoint=text["endpoint"],
+            times={key: int(value) // 1000 for key, value in text.items() if key.endswith("_at")},
+            **{name: int(text[name]) for name in counts},
+        )

@@ -1,0 +1,16 @@
+-- The result files are in place: the job is over. Its shards and bitmaps are no longer needed.
+-- ARGV: job, epoch, owner
+-- Returns: the terminal status, or 'stale' if someone else is finalizing
+local job = ARGV[1]
+local key = job_key(job)
+local state = redis.call('HMGET', key, 'status', 'outcome', 'shards')
+if state[1] ~= 'finalizing' then return state[1] or 'stale' end
+if not holds(job, FINAL, ARGV[2], ARGV[3]) then
+  redis.call('INCR', ROOT .. 'stale_commits')
+  return 'stale'
+end
+redis.call('HSET', key, 'status', state[2], state[2] .. '_at', int(now_ms()))
+redis.call('ZREM', LEASES, member(job, FINAL))
+for shard = 0, tonumber(state[3]) - 1 do redis.call('DEL', unit_key(job, shard)) end
+redis.call('DEL', unit_key(job, FINAL), done_key(job), failed_key(job))
+return state[2]

@@ -1,0 +1,37 @@
+"""Connections to Redis, with explicit timeouts, and the table that turns its errors into ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import redis as sync_redis
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from workers.errors import LedgerUnavailable
+
+
+def connect(url: str, timeout: float) -> Redis:
+    """An asynchronous client; commands fail after `timeout` seconds and are tried once more on a broken connection.
+
+    One retry is safe because every script may be replayed.
+    """
+    return Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=AsyncRetry(NoBackoff(), 1))
+
+
+def connect_sync(url: str) -> sync_redis.Redis:
+    """A synchronous client for RQ, which blocks in BLPOP and so brings its own read timeout; no retries of writes."""
+    return sync_redis.Redis.from_url(url, socket_connect_timeout=5.0, retry=Retry(NoBackoff(), 0))
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Redis's errors leave here as LedgerUnavailable."""
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise LedgerUnavailable(f"Redis did not answer: {error}") from None

@@ -1,0 +1,117 @@
+"""One leased shard: its items go through the window to the engine, its results to a segment and then to the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+
+from engine import log
+from workers.errors import LedgerUnavailable
+from workers.job import Item, Lease, Record
+from workers.ledger import Ledger, Verdict
+from workers.request import Requester
+from workers.settings import WorkerSettings
+from workers.store import JobFiles, Segment
+
+_COMMIT_SECONDS = 1.0
+_COMMIT_ITEMS = 32
+
+logger = log.get(__name__)
+
+
+class ShardRun:
+    """Runs the items of a lease that are not done yet. Nothing counts before its commit; a lost lease ends the run."""
+
+    def __init__(
+        self, lease: Lease, ledger: Ledger, requester: Requester, window: asyncio.Semaphore, settings: WorkerSettings
+    ) -> None:
+        self._lease = lease
+        self._ledger = ledger
+        self._requester = requester
+        self._window = window
+        self._settings = settings
+        self._files = JobFiles(settings.data_dir, lease.tenant, lease.job)
+        self._finished: asyncio.Queue[Record] = asyncio.Queue()
+        self._requests: set[asyncio.Task[None]] = set()
+        self._stop_after: float | None = None
+        self.waiting = True
+        """Whether items still wait for a place in the window: no other shard need be claimed."""
+
+    def stop(self, seconds: float) -> None:
+        """Start no more items, give those in flight so many seconds, then release the shard."""
+        self._stop_after = asyncio.get_running_loop().time() + seconds
+
+    async def run(self) -> None:
+        """Until every item is committed, the job stops, the lease is lost, or `stop()` ran out."""
+        items = await asyncio.to_thread(self._files.items, self._lease.first, self._lease.count)
+        feeder = asyncio.create_task(self._feed([item for item in items if item.index not in self._lease.done]))
+        verdict: Verdict | None = None
+        try:
+            with self._files.segment(self._lease.segment) as segment:
+                verdict = await self._commit_until_over(segment, feeder)
+        finally:
+            feeder.cancel()
+            for request in self._requests:
+                request.cancel()
+            await asyncio.gather(feeder, *self._requests, return_exceptions=True)
+            self.waiting = False
+            if verdict in {None, Verdict.GO, Verdict.STOP}:
+                await self._release()
+        logger.debug("shard_over", job=self._lease.job, shard=self._lease.unit, verdict=verdict)
+
+    async def _feed(self, items: list[Item]) -> None:
+        for item in items:
+            await self._window.acquire()
+            if self._stop_after is not None:
+                self._window.release()
+                break
+            request = asyncio.create_task(self._one(item))
+            self._requests.add(request)
+            request.add_done_callback(self._requests.discard)
+        self.waiting = False
+
+    async def _one(self, item: Item) -> None:
+        try:
+            self._finished.put_nowait(await self._requester.run(item, self._lease))
+        finally:
+            self._window.release()
+
+    async def _commit_until_over(self, segment: Segment, feeder: asyncio.Task[None]) -> Verdict:
+        """Commit what is finished at least once a second, which also renews the lease and hears of a cancellation."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            over = self._stop_after is not None and (clock() >= self._stop_after or not self._requests)
+            records = await self._collect(0 if over else _COMMIT_SECONDS)
+            length = await asyncio.to_thread(segment.append, records) if records else segment.length
+            verdict = await self._commit(records, length)
+            if verdict is not Verdict.GO or over:
+                return verdict
+            if feeder.done() and (error := feeder.exception()):
+                raise error
+
+    async def _collect(self, seconds: float) -> list[Record]:
+        """What finishes within `seconds`, or the first `_COMMIT_ITEMS` of it; with 0, all that has finished."""
+        records: list[Record] = []
+        try:
+            async with asyncio.timeout(seconds):
+                while len(records) < _COMMIT_ITEMS or not seconds:
+                    records.append(await self._finished.get())
+        except TimeoutError:
+            pass  # the time is up: what came is the batch
+        return records
+
+    async def _commit(self, records: list[Record], length: int) -> Verdict:
+        """Commit, waiting for a Redis that is away; the lease decides afterwards whether the work still counts."""
+        while True:
+            try:
+                return await self._ledger.commit(self._lease, records, length, self._settings.lease_seconds)
+            except LedgerUnavailable as error:
+                logger.warning("commit_delayed", job=self._lease.job, shard=self._lease.unit, reason=str(error))
+                if self._stop_after is not None:
+                    raise
+                await asyncio.sleep(_COMMIT_SECONDS)
+
+    async def _release(self) -> None:
+        try:
+            await self._ledger.release(self._lease)
+        except LedgerUnavailable as error:
+            logger.warning("release_failed", job=self._lease.job, shard=self._lease.unit, reason=str(error))
