@@ -27,6 +27,7 @@ from workers.redis import connect
 Say = Callable[[str], None]
 Ready = Callable[[], Awaitable[bool]]
 STATE_FILE = "up.json"
+_HEALTH_SECONDS = 60.0
 
 
 class Stack:
@@ -56,7 +57,8 @@ class Stack:
             state = self.settings.data_dir / STATE_FILE
             try:
                 await self._start()
-                state.write_bytes(orjson.dumps({"redis_url": self.settings.redis_url, "url": self.url}))
+                where = {"url": self.url, "redis_url": self.settings.redis_url, "engine_url": self.settings.engine_url}
+                state.write_bytes(orjson.dumps(where))
                 yield self
             finally:
                 state.unlink(missing_ok=True)
@@ -78,15 +80,15 @@ class Stack:
     async def _start(self) -> None:
         if self._redis:
             await self._up(self._redis)
+        await self._require_given()
         starting = [asyncio.create_task(self._up(spec)) for spec in self._specs()]
         try:
             await asyncio.gather(*starting)
-            while not await self._healthy():
-                await asyncio.sleep(0.1)
         finally:
             for task in starting:
                 task.cancel()
             await asyncio.gather(*starting, return_exceptions=True)
+        await self._require_health()
 
     async def _up(self, spec: ChildSpec) -> None:
         began = time.monotonic()
@@ -151,18 +153,47 @@ class Stack:
         finally:
             await redis.aclose()
 
+    async def _redis_ready(self) -> bool:
+        redis = connect(self.settings.redis_url, 1.0)
+        try:
+            await Ledger(redis).ping()
+        except LedgerUnavailable:
+            return False
+        finally:
+            await redis.aclose()
+        return True
+
     async def _api_ready(self) -> bool:
-        return await self._health_status() in {200, 503}  # it is up, whatever it says of the engine
+        return bool(await self._health())  # it is up, whatever it says of the others
 
-    async def _healthy(self) -> bool:
-        return await self._health_status() == 200
-
-    async def _health_status(self) -> int:
+    async def _health(self) -> dict[str, str]:
+        """What /health says; empty while the api does not answer."""
         async with httpx.AsyncClient() as client:
             try:
-                return (await client.get(f"{self.url}/health")).status_code
-            except httpx.TransportError:
-                return 0
+                return dict((await client.get(f"{self.url}/health")).json())
+            except (httpx.TransportError, ValueError):
+                return {}
+
+    async def _require_given(self) -> None:
+        """What was named instead of started must be there."""
+        if not self._redis and not await self._redis_ready():
+            raise StartError(f"Redis does not answer at {self.settings.redis_url}. Start it, or leave out --redis-url.")
+        if not self._own_engine and not await self._engine_ready():
+            raise StartError(
+                f"The engine does not answer at {self.settings.engine_url}. Start it, or leave out --engine-url."
+            )
+
+    async def _require_health(self) -> None:
+        """Every part is up; the api must see that too."""
+        health: dict[str, str] = {}
+        deadline = time.monotonic() + _HEALTH_SECONDS
+        while time.monotonic() < deadline:
+            health = await self._health()
+            if health.get("status") in {"ok", "degraded"}:
+                return
+            await asyncio.sleep(0.2)
+        down = ", ".join(name for name in ("engine", "redis") if health.get(name) != "ok") or "the api"
+        raise StartError(f"velocity is not healthy after {_HEALTH_SECONDS:g} s: {down} is down. Logs: {self.logs}")
 
 
 def _lock(file: TextIO, data_dir: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import shutil
 import signal
 import time
 from collections import deque
@@ -17,7 +19,9 @@ from engine.errors import StartError
 _RESTART_WINDOW = 600.0
 _BACKOFF_FIRST = 1.0
 _BACKOFF_MOST = 30.0
-_TAIL_LINES = 40
+_TAIL_LINES = 400
+_SHOWN_LINES = 6
+_CAUSE = re.compile(r"\w+(Error|Exception): \S")
 
 logger = log.get(__name__)
 
@@ -60,7 +64,7 @@ class Child:
     async def start(self) -> None:
         """Start it and wait until it is ready. Raises StartError with the end of its output if it isn't in time."""
         self._process = await asyncio.create_subprocess_exec(
-            *self.spec.command,
+            *_bound_to_parent(self.spec.command),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -140,9 +144,17 @@ class Child:
                 sink.close()
 
     def _reason(self, what: str) -> str:
+        """What went wrong, with the first error in its output (later ones mostly follow from it) and its last words."""
         where = f" The whole log: {self.spec.log_file}" if self.spec.log_file else ""
-        tail = "".join(f"\n  | {line}" for line in list(self._tail)[-12:])
-        return f"{self.spec.name} {what}.{where}{tail}"
+        lines = list(self._tail)
+        shown = [line for line in lines if _CAUSE.search(line)][:1] + lines[-_SHOWN_LINES:]
+        return f"{self.spec.name} {what}.{where}" + "".join(f"\n  | {line}" for line in dict.fromkeys(shown))
+
+
+def _bound_to_parent(command: Sequence[str]) -> list[str]:
+    """The command, ended by the kernel when this process is killed and can't do it (where util-linux is there)."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "TERM", "--", *command] if setpriv else list(command)
 
 
 def _ending(code: int) -> str:

@@ -17,8 +17,9 @@ async def run_until_signal(work: Coroutine[object, object, None]) -> bool:
     signalled = asyncio.Event()
 
     def stop() -> None:
-        signalled.set()
-        task.cancel()
+        if not signalled.is_set():  # a second signal must not interrupt the clean-up, which ends by itself
+            signalled.set()
+            task.cancel()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)

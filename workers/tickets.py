@@ -80,6 +80,9 @@ class TicketWorker(SimpleWorker):
             log_job_description=False,
         )
 
+    def procline(self, message: str) -> None:
+        """Keep the process's own name, by which operators find it."""
+
     def handle_warm_shutdown_request(self) -> None:
         """Tell the running drain to end."""
         self._stop.set()

@@ -1,0 +1,26 @@
+#!/bin/sh
+# Installs what the tests need beside Python, where it can; says loudly what is missing where it can't.
+# Under CI a missing tool is a failure.
+set -u
+cd "$(dirname "$0")/.."
+
+missing() {
+    printf '\033[1;33mMISSING: %s\033[0m\n' "$1" >&2
+    if [ -n "${CI:-}" ]; then exit 1; fi
+}
+
+if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
+    if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
+        { apt-get update -qq && apt-get install -qq -y --no-install-recommends nodejs npm; } >/dev/null 2>&1 || true
+    fi
+fi
+if command -v npm >/dev/null; then
+    lock=tests/e2e/node/package-lock.json
+    stamp=tests/e2e/node/node_modules/.installed
+    if [ ! -e "$stamp" ] || [ "$lock" -nt "$stamp" ]; then
+        npm ci --prefix tests/e2e/node --no-audit --no-fund --silent && touch "$stamp" ||
+            missing "the Node clients could not be installed; their tests are skipped"
+    fi
+else
+    missing "Node 20 or newer; the tests with the Node clients are skipped"
+fi
