@@ -132,13 +132,18 @@ class Stack:
         return specs
 
     def _tell(self, line: str) -> None:
-        """Pass on what a person wants to know while the engine starts."""
+        """Pass on what a person wants to know of the engine, from its log."""
         try:
             event = orjson.loads(line)
         except orjson.JSONDecodeError:
             return
-        if event.get("event") == "preparing_model":
-            self._say(f"engine: {event['stage']} ({event['percent']} %)")
+        match event.get("event"):
+            case "preparing_model":
+                self._say(f"engine: {event['stage']} ({event['percent']} %)")
+            case "child_died":
+                self._say(f"engine: vLLM died ({event['ending']}); restarting in {event['restart_in_seconds']:g} s")
+            case "child_restarted":
+                self._say("engine: vLLM is back")
 
     async def _engine_ready(self) -> bool:
         async with EngineClient(self.settings.engine_url) as engine:

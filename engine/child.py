@@ -19,6 +19,7 @@ from engine.errors import StartError
 _RESTART_WINDOW = 600.0
 _BACKOFF_FIRST = 1.0
 _BACKOFF_MOST = 30.0
+_POLL_SECONDS = 0.1
 _TAIL_LINES = 400
 _SHOWN_LINES = 6
 _CAUSE = re.compile(r"\w+(Error|Exception): \S")
@@ -87,7 +88,7 @@ class Child:
         """Restart it, with growing pauses, whenever it dies. Raises StartError when it dies too often."""
         while True:
             assert self._process is not None  # noqa: S101 - start() came first
-            code = await self._process.wait()
+            code = await _exit_code(self._process)
             now = time.monotonic()
             self._deaths.append(now)
             while self._deaths and now - self._deaths[0] > _RESTART_WINDOW:
@@ -119,7 +120,7 @@ class Child:
             process.terminate()
             try:
                 async with asyncio.timeout(self.spec.stop_seconds):
-                    await process.wait()
+                    await _exit_code(process)
             except TimeoutError:
                 logger.warning("child_killed", child=self.spec.name, after_seconds=self.spec.stop_seconds)
         _signal_group(process.pid, signal.SIGKILL)
@@ -149,6 +150,13 @@ class Child:
         lines = list(self._tail)
         shown = [line for line in lines if _CAUSE.search(line)][:1] + lines[-_SHOWN_LINES:]
         return f"{self.spec.name} {what}.{where}" + "".join(f"\n  | {line}" for line in dict.fromkeys(shown))
+
+
+async def _exit_code(process: asyncio.subprocess.Process) -> int:
+    """Wait for the process alone: `process.wait()` also waits until whatever it started has closed its output."""
+    while process.returncode is None:
+        await asyncio.sleep(_POLL_SECONDS)
+    return process.returncode
 
 
 def _bound_to_parent(command: Sequence[str]) -> list[str]:

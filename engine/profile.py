@@ -20,8 +20,6 @@ FlagValue = str | int | float | bool
 Precision = Literal["bf16", "fp8", "int4"]
 
 GIB = 2**30
-PREFIXES = ("vllm/", "openai/")
-"""Provider prefixes that clients put before a model name. Accepted, never published."""
 OVERHEAD_GIB = 4.0
 """Allowance per GPU for activations, CUDA graphs and NCCL buffers, in GiB. An estimate: vLLM profiles the real one."""
 
@@ -154,11 +152,6 @@ class Profile(BaseModel):
     def tensor_parallel_size(self) -> int:
         """GPUs that one copy of the model is spread over."""
         return int(self.flags.get("tensor-parallel-size", 1))
-
-    def resolve(self, requested: str) -> str | None:
-        """The true model name for a name that a client asked for, with or without a provider prefix; else None."""
-        bare = next((requested.removeprefix(prefix) for prefix in PREFIXES if requested.startswith(prefix)), requested)
-        return self.served_name if requested in self.published_names or bare in self.published_names else None
 
     def kv_cache_tokens(self) -> int:
         """Tokens of KV cache that memory leaves, an estimate; negative by as much as the weights don't fit."""

@@ -6,13 +6,14 @@ import asyncio
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from engine import embedded, log
 from engine.child import Child, ChildSpec
 from engine.client import EngineClient
-from engine.errors import StartError
+from engine.errors import ProfileError, StartError
 from engine.ports import require_free
 from engine.profile import FlagValue, Profile
 from engine.settings import EngineSettings
@@ -33,18 +34,27 @@ async def serve(settings: EngineSettings, profile: Profile, overrides: dict[str,
     parts = urlsplit(settings.engine_url)
     host, port = parts.hostname or "127.0.0.1", parts.port or 8000
     require_free(host, port, "the engine")
+    for reason in profile.unmet:
+        logger.warning("profile_requirement_unmet", profile=profile.name, reason=reason)
+    if profile.gpu_count and profile.kv_cache_tokens() <= 0:
+        raise ProfileError(f"The profile {profile.name} does not fit {profile.hardware}: {' '.join(profile.unmet)}")
     model = profile.checkpoint
-    if model.startswith(embedded.PREFIX):
+    if profile.embedded:
         model = str(await embedded.prepare(model, settings.cache_dir, _log_progress))
     arguments = profile.vllm_args(model, host, port, coserving=settings.coserving, extra=overrides)
     logger.info("engine_starting", profile=profile.name, model=profile.served_name, arguments=arguments)
+    with tempfile.TemporaryDirectory(prefix="velocity-engine-") as sockets:
+        await _run(settings, profile, arguments, sockets)
+
+
+async def _run(settings: EngineSettings, profile: Profile, arguments: list[str], sockets: str) -> None:
     async with EngineClient(settings.engine_url, connect_timeout=settings.connect_timeout) as client:
         child = Child(
             ChildSpec(
                 name="vLLM",
                 command=[sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments],
                 ready=client.healthy,
-                env=_environment(profile),
+                env=_environment(profile) | {"VLLM_RPC_BASE_PATH": sockets},  # vLLM leaves its sockets there
                 start_seconds=settings.engine_start_timeout,
                 stop_seconds=_STOP_SECONDS,
                 restarts=settings.engine_restarts,

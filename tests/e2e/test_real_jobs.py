@@ -1,4 +1,4 @@
-"""Bulk jobs on the real vLLM, through a real `velocity up`: drained, cancelled, and finished although a worker dies."""
+"""Bulk jobs on the real vLLM through a real `velocity up`: drained, cancelled, and finished whoever dies meanwhile."""
 
 from __future__ import annotations
 
@@ -100,3 +100,28 @@ def test_chat_streams_while_a_job_runs(real: Up) -> None:
         assert http.get(f"/jobs/{job}").json()["status"] == "in_progress"
         http.post(f"/jobs/{job}/cancel")
         wait(http, job, 35)
+
+
+def test_a_killed_engine_is_restarted_and_the_job_goes_on(real: Up) -> None:
+    with real.client() as http:
+        job = submit(http, body(30, 48))
+        while not http.get(f"/jobs/{job}").json()["counts"]["completed"]:
+            time.sleep(0.05)
+        (vllm,) = children(real.pid_of("engine serve"))
+        os.kill(vllm, signal.SIGKILL)
+        real.wait_for("vLLM died", 30)
+        chat = {"model": "velocity-30b", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8}
+        refused = http.post("/v1/chat/completions", json=chat)
+        assert refused.status_code in {502, 503}
+        again = http.post("/v1/chat/completions", json=chat)
+        assert again.status_code == 503
+        assert again.headers["retry-after"]
+        real.wait_for("vLLM is back", 400)
+        state = wait(http, job, 120)
+        assert (state["status"], state["counts"]["completed"]) == ("completed", 30)
+        assert [line["index"] for line in finished(http, job)] == list(range(30))
+        assert http.post("/v1/chat/completions", json=chat).status_code == 200
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

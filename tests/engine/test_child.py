@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -79,6 +80,23 @@ async def test_one_that_dies_is_restarted_until_it_dies_too_often(
         async with asyncio.timeout(30):
             await child.supervise()
     assert child.restarts == 2
+    await child.stop()
+
+
+async def test_a_killed_child_is_noticed_although_what_it_started_lives_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child_module, "_BACKOFF_FIRST", 0.01)
+    child = Child(spec("import subprocess; subprocess.Popen(['sleep', '60']); " + STAYS, tmp_path / "up"))
+    await child.start()
+    supervising = asyncio.create_task(child.supervise())
+    assert child.pid
+    os.kill(child.pid, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        while not child.restarts or not child.pid:
+            await asyncio.sleep(0.05)
+    supervising.cancel()
+    await asyncio.gather(supervising, return_exceptions=True)
     await child.stop()
 
 

@@ -154,21 +154,9 @@ def test_no_published_name_begins_with_o_and_none_is_twice(profile: Profile) -> 
     assert len(set(profile.published_names)) == len(profile.published_names)
 
 
-@pytest.mark.parametrize("name", ["velocity-30b", "vllm/velocity-30b", "openai/velocity-30b"])
-@pytest.mark.parametrize(("serving", "true_name"), [("cpu", "SmolLM2-135M-Instruct"), ("velocity-30b", "velocity-30b")])
-def test_clients_settings_work_on_a_laptop_and_in_production(serving: str, true_name: str, name: str) -> None:
-    assert profiles.load(serving).resolve(name) == true_name
-
-
-@pytest.mark.parametrize("name", ["gpt-4o", "", "openai/", "openai/vllm/velocity-30b", "x/velocity-30b"])
-def test_other_names_are_unknown(name: str) -> None:
-    assert profiles.load("cpu").resolve(name) is None
-
-
-def test_a_huggingface_id_is_no_prefix() -> None:
-    serving = profiles.load("velocity-30b")
-    assert serving.resolve("Qwen/Qwen3-Coder-30B-A3B-Instruct-FP8") == "velocity-30b"
-    assert serving.resolve("vllm/Qwen/Qwen3-Coder-30B-A3B-Instruct-FP8") == "velocity-30b"
+@pytest.mark.parametrize("name", ["cpu", "velocity-30b"])
+def test_clients_settings_work_on_a_laptop_and_in_production(name: str) -> None:
+    assert "velocity-30b" in profiles.load(name).published_names
 
 
 def test_arguments_of_the_cpu_profile() -> None:

@@ -12,7 +12,8 @@ import structlog
 
 from engine import embedded, ports, profile
 from engine.errors import ProfileError, StartError
-from engine.serve import _environment, _forward_line
+from engine.serve import _environment, _forward_line, serve
+from engine.settings import EngineSettings
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,13 @@ def test_a_taken_port_is_said_and_a_free_one_is_free() -> None:
             ports.require_free("127.0.0.1", taken.getsockname()[1], "a test")
     with socket.create_server(("127.0.0.1", ports.free_port())):
         pass
+
+
+async def test_a_model_that_can_not_fit_is_refused_with_the_reason() -> None:
+    with pytest.raises(ProfileError, match="FP8 weights are 326 GiB"):
+        await serve(
+            EngineSettings(engine_url=f"http://127.0.0.1:{ports.free_port()}"), profile.load("nemotron-4-340b"), {}
+        )
 
 
 async def test_a_prepared_model_is_not_prepared_again(tmp_path: Path) -> None:
