@@ -35,7 +35,7 @@ class Gateway:
         """Connect lazily, run the background tasks, and close all of it at the end."""
         bulk = connect(settings.redis_url, settings.redis_timeout)
         fast = connect(settings.redis_url, settings.limiter_timeout)
-        rq_redis = connect_sync(settings.redis_url)
+        rq_redis = connect_sync(settings.redis_url, settings.redis_timeout)
         engine = EngineClient(settings.engine_url, connect_timeout=settings.connect_timeout)
         ledger = Ledger(bulk)
         gateway = cls(
@@ -49,6 +49,8 @@ class Gateway:
         )
         tasks = [asyncio.create_task(work) for work in (gateway.watch.run(), gateway.sweeper.run())]
         try:
+            if settings.bootstrap_key_file:
+                await asyncio.to_thread(gateway.keys.adopt, settings.bootstrap_key_file, "bootstrap")
             yield gateway
         finally:
             for task in tasks:

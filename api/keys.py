@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from redis.asyncio import Redis
 
 from api.errors import ApiError
+from engine.errors import SettingsError
 from workers import keys as redis_keys
 from workers.errors import StorageError
 from workers.job import new_id
@@ -72,20 +73,21 @@ class Keys:
     async def create(self, name: str, rpm: int | None) -> tuple[Key, str]:
         """Make a key, durable before it is returned. Raises StorageError or LedgerUnavailable."""
         key, text = Key.issue(name, rpm)
+        await self._enter(key)  # if this fails, nothing was made
         await asyncio.to_thread(self._write, key)
-        await self._enter(key)
         return key, text
 
-    async def adopt(self, text: str, name: str) -> None:
-        """Enter a key that was made elsewhere (a bootstrap secret), unless it is known."""
+    def adopt(self, file: Path, name: str) -> None:
+        """Enter a key that was made elsewhere (a bootstrap secret), unless it is known. Raises SettingsError."""
+        try:
+            text = file.read_text().strip()
+        except OSError as error:
+            raise SettingsError(f"The bootstrap key file {file} can't be read: {error.strerror}.") from None
         key_id = _parse(text)
         if key_id is None:
-            raise StorageError("The bootstrap key is malformed; make one with `velocity keys create`.")
-        if (self._directory / f"{key_id}.json").exists():
-            return
-        key = Key(id=key_id, name=name, tenant=new_id("tenant"), hash=_hash(text), created=int(time.time()))
-        await asyncio.to_thread(self._write, key)
-        await self._enter(key)
+            raise SettingsError(f"{file} holds no API key; make one with `velocity keys create`.")
+        if not (self._directory / f"{key_id}.json").exists():
+            self._write(Key(id=key_id, name=name, tenant=new_id("tenant"), hash=_hash(text), created=int(time.time())))
 
     async def authenticate(self, authorization: bytes | None) -> Key:
         """Whose request this is. Raises ApiError 401, or LedgerUnavailable when an unknown key can't be looked up."""

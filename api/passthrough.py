@@ -137,7 +137,7 @@ class Passthrough:
         # The response is left incomplete, so the server closes the connection instead of ending the body.
 
     async def _whole(self, relay: _Relay, upstream: EngineConnection) -> str:
-        head = await self._first(upstream.head())
+        head = await upstream.head()  # comes with the whole answer: the total time is its limit
         parts: list[bytes] = []
         while data := await upstream.chunk():
             parts.append(data)

@@ -15,12 +15,12 @@ logger = log.get(__name__)
 
 async def serve(settings: ApiSettings) -> None:
     """Serve until SIGINT or SIGTERM. Raises StartError if the port can't be used."""
-    bound = listen(settings.host, settings.port, "the api")
     if settings.open:
         logger.warning("open_mode", meaning="Anyone who can reach this address can use it: no keys are checked.")
-    async with Gateway.opened(settings) as gateway:
-        logger.info("api_listening", host=settings.host, port=bound.getsockname()[1])
-        await uvicorn.Server(config(gateway)).serve(sockets=[bound])
+    with listen(settings.host, settings.port, "the api") as bound:
+        async with Gateway.opened(settings) as gateway:
+            logger.info("api_listening", host=settings.host, port=bound.getsockname()[1])
+            await uvicorn.Server(config(gateway)).serve(sockets=[bound])
 
 
 def config(gateway: Gateway) -> uvicorn.Config:

@@ -28,6 +28,7 @@ Say = Callable[[str], None]
 Ready = Callable[[], Awaitable[bool]]
 STATE_FILE = "up.json"
 _HEALTH_SECONDS = 60.0
+_TELL_SECONDS = 15.0
 
 
 class Stack:
@@ -94,8 +95,18 @@ class Stack:
         began = time.monotonic()
         child = Child(spec)
         self._children.append(child)
-        await child.start()
+        waiting = asyncio.create_task(self._tell_time(spec, began))
+        try:
+            await child.start()
+        finally:
+            waiting.cancel()
         self._say(f"{spec.name} is up after {time.monotonic() - began:.1f} s")
+
+    async def _tell_time(self, spec: ChildSpec, began: float) -> None:
+        """Long work shows that it goes on."""
+        while True:
+            await asyncio.sleep(_TELL_SECONDS)
+            self._say(f"{spec.name} is starting, {time.monotonic() - began:.0f} s so far")
 
     def _specs(self) -> list[ChildSpec]:
         settings = self.settings

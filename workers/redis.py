@@ -23,9 +23,14 @@ def connect(url: str, timeout: float) -> Redis:
     return Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=AsyncRetry(NoBackoff(), 1))
 
 
-def connect_sync(url: str) -> sync_redis.Redis:
-    """A synchronous client for RQ, which blocks in BLPOP and so brings its own read timeout; no retries of writes."""
-    return sync_redis.Redis.from_url(url, socket_connect_timeout=5.0, retry=Retry(NoBackoff(), 0))
+def connect_sync(url: str, timeout: float | None = None) -> sync_redis.Redis:
+    """A synchronous client for RQ; no retries, since a replayed enqueue would be a second one.
+
+    A worker leaves `timeout` (seconds) out: it blocks in BLPOP, for which RQ sets a read timeout of its own.
+    """
+    return sync_redis.Redis.from_url(
+        url, socket_timeout=timeout, socket_connect_timeout=timeout or 5.0, retry=Retry(NoBackoff(), 0)
+    )
 
 
 @contextmanager

@@ -14,13 +14,14 @@ from redis import Redis
 from rq import Queue, SimpleWorker
 from rq.job import Job
 from rq.serializers import JSONSerializer
+from rq.timeouts import BaseDeathPenalty
 
 from workers.errors import LedgerUnavailable
 from workers.redis import translated
 
 TICKET = "velocity.drain"
-_TICKET_SECONDS = 3600
-"""RQ's own limit, far above the time after which a drain ends by itself."""
+_TICKET_SECONDS = 7 * 24 * 3600
+"""How long RQ believes in a ticket; a drain has no limit of its own but an empty lane."""
 _MOST_WAITING = 8
 
 Drain = Callable[[threading.Event], None]
@@ -65,8 +66,20 @@ def ring(redis: Redis, lane: str, pending: int) -> int:
     return max(0, missing)
 
 
+class NoDeathPenalty(BaseDeathPenalty):
+    """RQ's time limit would raise in the middle of the event loop; the pump bounds its requests itself."""
+
+    def setup_death_penalty(self) -> None:
+        """No alarm."""
+
+    def cancel_death_penalty(self) -> None:
+        """No alarm."""
+
+
 class TicketWorker(SimpleWorker):
     """RQ's worker without forks: one drain at a time in this process, ended softly by SIGTERM."""
+
+    death_penalty_class = NoDeathPenalty
 
     def __init__(self, redis: Redis, lane: str, name: str, drain: Drain) -> None:
         self._stop = threading.Event()

@@ -23,6 +23,8 @@ from engine.ports import free_port
 from engine.stopping import run_until_signal
 
 _MODEL = "velocity-30b"
+_BESIDE_AFTER = 2.0
+"""Seconds after the job's submission at which the second chat begins."""
 _COMPONENTS = (
     "Button", "Card", "Modal", "Navbar", "Footer", "Hero", "Sidebar", "Tabs", "Table", "Tooltip", "Avatar", "Badge",
     "Spinner", "Alert", "Dropdown", "Pagination", "Breadcrumb", "Accordion", "Carousel", "Checkbox", "Slider",
@@ -82,8 +84,9 @@ async def _use(settings: ApiSettings, url: str, began: float) -> None:
         _stage(4, f"Submitting a bulk job of {len(_COMPONENTS)} React components, and chatting while it runs")
         job = await client.json("POST", "/jobs", json=_job())
         out.print(f"  {job['id']} is {job['status']}")
-        busy = asyncio.create_task(_chat_later(client))
-        over = await watch(client, job["id"], out)
+        pieces: list[str] = []
+        busy = asyncio.create_task(_chat_beside(client, pieces))
+        over = await watch(client, job["id"], out, beside=lambda: _tail(pieces))
         beside = await busy
         _stage(5, "Results, in input order")
         await _show_results(client, over)
@@ -92,13 +95,19 @@ async def _use(settings: ApiSettings, url: str, began: float) -> None:
         raise StartError(f"The job ended as {over['status']} with {over['counts']['failed']} failed items.")
 
 
-async def _chat_later(client: VelocityClient) -> ChatTiming:
-    await asyncio.sleep(3)
+async def _chat_beside(client: VelocityClient, pieces: list[str]) -> ChatTiming:
+    """A second chat, begun once the job is under way; its text goes to `pieces`."""
+    await asyncio.sleep(_BESIDE_AFTER)
     timing = ChatTiming()
-    body = _chat_body("Explain useState in two sentences.", 60)
-    text = "".join([piece async for piece in client.chat(body, timing)])
-    out.print(f"  chat beside the job: [cyan]{' '.join(text.split())[:150]}…[/]", soft_wrap=True)
+    async for piece in client.chat(_chat_body("Explain useState in two sentences.", 60), timing):
+        pieces.append(piece)  # noqa: PERF401 - it is read while it grows
     return timing
+
+
+def _tail(pieces: list[str]) -> str:
+    """The end of the streamed text, as long as a line."""
+    text = " ".join("".join(pieces).split())
+    return f"  second chat: …{text[-(out.width - 20) :]}" if text else "  second chat: (about to ask)"
 
 
 async def _chat(client: VelocityClient, prompt: str, max_tokens: int) -> ChatTiming:

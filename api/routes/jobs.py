@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Annotated, Any
 
 import orjson
@@ -15,6 +16,7 @@ from api.gateway import Gateway
 from api.job_input import parse_job
 from api.job_results import Results, record_line
 from api.keys import Key
+from workers.errors import LedgerUnavailable
 from workers.job import JobState
 from workers.store import JobFiles
 
@@ -32,7 +34,7 @@ async def submit(request: Request) -> JSONResponse:
     files = JobFiles(gateway.settings.data_dir, key.tenant, spec.id)
     await asyncio.to_thread(files.create, spec, items)
     await gateway.ledger.submit(spec)
-    await gateway.sweeper.ring(pending=-(-spec.total // spec.shard_items))
+    await _ring(gateway, pending=-(-spec.total // spec.shard_items))
     return JSONResponse(job_view(await gateway.ledger.job(key.tenant, spec.id)), status_code=202)
 
 
@@ -63,7 +65,7 @@ async def cancel(request: Request, job_id: JobId) -> dict[str, Any]:
     gateway, key = _context(request)
     await gateway.ledger.job(key.tenant, job_id)
     await gateway.ledger.cancel(job_id)
-    await gateway.sweeper.ring(pending=1)
+    await _ring(gateway, pending=1)
     return job_view(await gateway.ledger.job(key.tenant, job_id))
 
 
@@ -94,6 +96,12 @@ def job_view(job: JobState) -> dict[str, Any]:
         "usage": {"input_tokens": job.input_tokens, "output_tokens": job.output_tokens},
         **{name: job.times.get(name) for name in names},
     }  # fmt: skip
+
+
+async def _ring(gateway: Gateway, pending: int) -> None:
+    """Wake workers now. If that fails the sweeper does it later: the job is accepted all the same."""
+    with suppress(LedgerUnavailable):
+        await gateway.sweeper.ring(pending)
 
 
 def _context(request: Request) -> tuple[Gateway, Key]:

@@ -47,18 +47,18 @@ class Door:
 
 @asynccontextmanager
 async def front_door(settings: ApiSettings, engine: FakeEngine) -> AsyncIterator[Door]:
-    bound = listen("127.0.0.1", 0, "a test")
-    async with Gateway.opened(settings) as gateway:
-        server = uvicorn.Server(config(gateway))
-        serving = asyncio.create_task(server.serve(sockets=[bound]))
-        while not server.started:
-            await asyncio.sleep(0.01)
-        key = "none" if settings.open else (await gateway.keys.create("test", None))[1]
-        try:
-            yield Door(f"http://127.0.0.1:{bound.getsockname()[1]}", settings, gateway, engine, key)
-        finally:
-            server.should_exit = True
-            await serving
+    with listen("127.0.0.1", 0, "a test") as bound:
+        async with Gateway.opened(settings) as gateway:
+            server = uvicorn.Server(config(gateway))
+            serving = asyncio.create_task(server.serve(sockets=[bound]))
+            while not server.started:
+                await asyncio.sleep(0.01)
+            key = "none" if settings.open else (await gateway.keys.create("test", None))[1]
+            try:
+                yield Door(f"http://127.0.0.1:{bound.getsockname()[1]}", settings, gateway, engine, key)
+            finally:
+                server.should_exit = True
+                await serving
 
 
 @pytest.fixture

@@ -8,13 +8,14 @@ import time
 import httpx
 import pytest
 
-from api.keys import Keys
+from api.keys import Key, Keys
 from api.settings import ApiSettings
 from engine.errors import SettingsError
 from engine.ports import free_port
 from tests.api.conftest import Door, front_door
 from tests.fake_engine import FakeEngine
 from workers import keys as redis_keys
+from workers.errors import LedgerUnavailable
 from workers.redis import connect
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
@@ -173,11 +174,31 @@ def test_open_mode_is_refused_on_a_public_address() -> None:
     ApiSettings(open=True, host="0.0.0.0", open_public=True)
 
 
-async def test_a_bootstrap_key_is_adopted_once(door: Door, settings: ApiSettings) -> None:
-    redis = connect(settings.redis_url, 5)
-    text = (await Keys(redis, settings.data_dir / "elsewhere").create("x", None))[1]
-    await redis.aclose()
-    await door.gateway.keys.adopt(text, "bootstrap")
-    await door.gateway.keys.adopt(text, "bootstrap")
-    async with door.client(text) as client:
-        assert (await client.get("/v1/models")).status_code == 200
+async def test_a_bootstrap_key_is_adopted_at_start(settings: ApiSettings, engine: FakeEngine) -> None:
+    file = settings.data_dir / "first-key"
+    with_file = settings.model_copy(update={"bootstrap_key_file": file})
+    text = Key.issue("elsewhere", None)[1]
+    file.write_text(text + "\n")
+    for _ in range(2):  # a restart changes nothing
+        async with front_door(with_file, engine) as door, door.client(text) as client:
+            assert (await client.get("/v1/models")).status_code == 200
+
+
+@pytest.mark.parametrize("content", ["", "vk_nonsense", None])
+async def test_an_unusable_bootstrap_key_is_refused(
+    settings: ApiSettings, engine: FakeEngine, content: str | None
+) -> None:
+    file = settings.data_dir / "first-key"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(SettingsError, match="first-key"):
+        async with front_door(settings.model_copy(update={"bootstrap_key_file": file}), engine):
+            pass
+
+
+async def test_a_key_that_redis_did_not_take_is_not_made(settings: ApiSettings) -> None:
+    dead = connect(f"redis://127.0.0.1:{free_port()}/0", 1)
+    with pytest.raises(LedgerUnavailable):
+        await Keys(dead, settings.data_dir).create("x", None)
+    await dead.aclose()
+    assert not (settings.data_dir / "keys").exists()
