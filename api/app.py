@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from api.asgi import App
-from api.errors import ApiError, to_api_error
+from api.errors import ApiError, internal_error, to_api_error
 from api.gate import Gate
 from api.gateway import Gateway
 from api.passthrough import Passthrough
@@ -21,13 +21,14 @@ from engine.errors import VelocityError
 
 def build(gateway: Gateway) -> App:
     """The ASGI application of one process."""
-    app = FastAPI(title="velocity", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="velocity", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.gateway = gateway
     for module in (health, models, jobs):
         app.include_router(module.router)
     app.add_exception_handler(VelocityError, _velocity_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(Exception, _internal_error)
     passthrough = Passthrough(gateway.settings, gateway.engine, gateway.watch, gateway.limits)
     return Gate(app, {endpoint.value: passthrough for endpoint in Endpoint}, gateway.keys)
 
@@ -54,6 +55,10 @@ async def _validation_error(_: Request, error: Exception) -> Response:
     if kind == "path":  # an id that can't exist
         return _response(ApiError(404, f"There is no job {first['input']!r}.", code="not_found"))
     return _response(ApiError(400, f"{name}: {first['msg']}.", param=name))
+
+
+async def _internal_error(_: Request, __: Exception) -> Response:
+    return _response(internal_error())
 
 
 def _code(status: int) -> str | None:

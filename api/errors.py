@@ -67,6 +67,11 @@ def to_api_error(error: VelocityError) -> ApiError:
             headers = ((b"retry-after", str(retry).encode()),) if retry else ()
             param = error.param if isinstance(error, InputError) else None
             return ApiError(status, str(error), type=type_, code=code, param=param, headers=headers)
+    return internal_error()
+
+
+def internal_error() -> ApiError:
+    """A fault of velocity's own; what it was stands in the log."""
     return ApiError(500, "velocity failed at this request.", type="server_error", code="internal_error")
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 
 from api.asgi import App, Message, Receive, Scope, Send, header, send_error
-from api.errors import ApiError, to_api_error
+from api.errors import ApiError, internal_error, to_api_error
 from api.keys import Keys
 from engine import log
 from engine.errors import VelocityError
@@ -50,8 +50,10 @@ class Gate:
             path: str = scope["path"]
             if path not in _PUBLIC:
                 state["key"] = await self._keys.authenticate(header(scope, b"authorization"))
-            app = self._hot.get(path) if scope["method"] == "POST" else None
-            await (app or self._app)(scope, receive, send_named)
+            app = self._hot.get(path, self._app)
+            if app is not self._app and scope["method"] != "POST":
+                raise ApiError(405, f"Use POST for {path}.", code="method_not_allowed", headers=((b"allow", b"POST"),))
+            await app(scope, receive, send_named)
         except VelocityError as error:
             answer = to_api_error(error)
             logger.info("refused", request_id=request_id, path=scope["path"], status=answer.status, reason=str(error))
@@ -62,7 +64,4 @@ class Gate:
         except Exception:  # the process edge: a fault of ours must neither leak nor end the server
             logger.exception("request_failed", request_id=request_id, path=scope["path"])
             if not started:
-                await send_error(send_named, _INTERNAL)
-
-
-_INTERNAL = ApiError(500, "velocity failed at this request.", type="server_error", code="internal_error")
+                await send_error(send_named, internal_error())

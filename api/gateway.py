@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,10 +13,13 @@ from api.engine_watch import EngineWatch
 from api.keys import Keys
 from api.limits import Limits
 from api.settings import ApiSettings
+from engine import log
 from engine.client import EngineClient
 from workers.ledger import Ledger
 from workers.redis import connect, connect_sync
 from workers.sweeper import Sweeper
+
+logger = log.get(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,7 @@ class Gateway:
         bulk = connect(settings.redis_url, settings.redis_timeout)
         fast = connect(settings.redis_url, settings.limiter_timeout)
         rq_redis = connect_sync(settings.redis_url, settings.redis_timeout)
-        engine = EngineClient(settings.engine_url, connect_timeout=settings.connect_timeout)
+        engine = EngineClient.of(settings)
         ledger = Ledger(bulk)
         gateway = cls(
             settings=settings,
@@ -48,6 +53,8 @@ class Gateway:
             sweeper=Sweeper(bulk, rq_redis, ledger),
         )
         tasks = [asyncio.create_task(work) for work in (gateway.watch.run(), gateway.sweeper.run())]
+        for task in tasks:
+            task.add_done_callback(_end_if_broken)
         try:
             if settings.bootstrap_key_file:
                 await asyncio.to_thread(gateway.keys.adopt, settings.bootstrap_key_file, "bootstrap")
@@ -60,3 +67,10 @@ class Gateway:
             await bulk.aclose()
             await fast.aclose()
             rq_redis.close()
+
+
+def _end_if_broken(task: asyncio.Task[None]) -> None:
+    """A background task ends only by being cancelled. Without one the process is of no use: end it, to be restarted."""
+    if not task.cancelled() and (error := task.exception()):
+        logger.critical("background_task_failed", exc_info=error)
+        os.kill(os.getpid(), signal.SIGTERM)

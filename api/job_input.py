@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,6 +15,8 @@ from engine.client import Endpoint, Model
 from workers.errors import InputError
 from workers.job import MAX_ITEMS, JobSpec, new_id
 from workers.store import encode_item
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class ItemInput(BaseModel):
@@ -35,40 +37,52 @@ class JobInput(BaseModel):
     model: str
     defaults: dict[str, Any] = {}
     """Fields that every item has unless it says otherwise."""
-    items: list[ItemInput] = Field(min_length=1, max_length=MAX_ITEMS)
+    items: list[Any] = Field(min_length=1, max_length=MAX_ITEMS)
+    """Checked one by one, so that a large job does not hold up the streams of this process."""
 
 
 async def parse_job(body: bytes, tenant: str, gateway: Gateway) -> tuple[JobSpec, Iterator[bytes]]:
     """The job and its encoded items. Raises InputError or ApiError 400, 404."""
-    given = await asyncio.to_thread(_validate, body)  # 50,000 items take a while: not in the loop that streams
+    given, items = await asyncio.to_thread(_validate, body)  # takes a while: not in the loop that streams
     model = await gateway.watch.resolve(given.model)
     spec = JobSpec(
         id=new_id("job"), tenant=tenant, name=given.name, endpoint=Endpoint.CHAT.value, model=model.id,
-        total=len(given.items), shard_items=gateway.settings.shard_items, created=int(time.time()),
+        total=len(items), shard_items=gateway.settings.shard_items, created=int(time.time()),
     )  # fmt: skip
-    return spec, _encoded(given, model, gateway.settings.default_max_tokens)
+    return spec, _encoded(given, items, model, gateway.settings.default_max_tokens)
 
 
-def _validate(body: bytes) -> JobInput:
+def _validate(body: bytes) -> tuple[JobInput, list[ItemInput]]:
     content = shape.parse(body)
     items = content.get("items")
     if isinstance(items, list) and len(items) > MAX_ITEMS:
         raise InputError(f"A job has at most {MAX_ITEMS:,} items; this one has {len(items):,}. Split it.", "items")
-    try:
-        given = JobInput.model_validate(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = _place(first["loc"])
-        raise InputError(f"{where or 'body'}: {first['msg']}.{_named(content, first['loc'])}", where) from None
+    given = _model(JobInput, content, "")
+    checked: list[ItemInput] = []
     seen: dict[str, int] = {}
-    for index, item in enumerate(given.items):
+    for index, raw in enumerate(given.items):
+        item = _model(ItemInput, raw, f"items[{index}]")
         _check_item(index, item, given)
         if (earlier := seen.setdefault(item.id, index)) != index:
             raise InputError(
                 f"items[{index}].id: {item.id!r} is the id of items[{earlier}] already. Ids must be unique.",
                 f"items[{index}].id",
             )
-    return given
+        checked.append(item)
+    return given, checked
+
+
+def _model(kind: type[M], content: object, place: str) -> M:
+    """`content` as a `kind`. Raises InputError that names the place, and the item's id if it has one."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = place + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+        where = where.removeprefix(".")
+        name = content.get("id") if place and isinstance(content, dict) else None
+        named = f" (item {name!r})" if isinstance(name, str) else ""
+        raise InputError(f"{where or 'body'}: {first['msg']}.{named}", where) from None
 
 
 def _check_item(index: int, item: ItemInput, given: JobInput) -> None:
@@ -81,25 +95,9 @@ def _check_item(index: int, item: ItemInput, given: JobInput) -> None:
         )
 
 
-def _encoded(given: JobInput, model: Model, default_max_tokens: int) -> Iterator[bytes]:
-    for item in given.items:
+def _encoded(given: JobInput, items: list[ItemInput], model: Model, default_max_tokens: int) -> Iterator[bytes]:
+    for item in items:
         body = {**given.defaults, **(item.model_extra or {}), "messages": item.messages}
         body.pop("stream", None)
         body.pop("stream_options", None)
         yield encode_item(item.id, shape.clean(Endpoint.CHAT, body, model, default_max_tokens))
-
-
-def _place(location: tuple[int | str, ...]) -> str:
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text
-
-
-def _named(content: dict[str, Any], location: tuple[int | str, ...]) -> str:
-    """The id of the item at fault, if it has one."""
-    if len(location) > 1 and location[0] == "items" and isinstance(location[1], int):
-        item = content["items"][location[1]]
-        if isinstance(item, dict) and isinstance(item.get("id"), str):
-            return f" (item {item['id']!r})"
-    return ""

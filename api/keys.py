@@ -21,14 +21,14 @@ from redis.asyncio import Redis
 
 from api.errors import ApiError
 from engine.errors import SettingsError
-from workers import keys as redis_keys
+from workers import redis_keys
 from workers.errors import StorageError
 from workers.job import new_id
 from workers.redis import translated
 
 CACHE_SECONDS = 5.0
 _CACHE_MOST = 10_000
-_ID = re.compile(r"^[0-9a-f]{12}$")
+_ID = re.compile(r"[0-9a-f]{12}")
 _UNAUTHORIZED = (b"www-authenticate", b"Bearer")
 
 
@@ -159,7 +159,7 @@ def _parse(text: str) -> str | None:
     if (
         len(parts) != 4
         or parts[0] != "vk"
-        or not _ID.match(parts[1])
+        or not _ID.fullmatch(parts[1])
         or _with_checksum(text.rpartition("_")[0]) != text
     ):
         return None

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from api.errors import ApiError, Header
 from api.keys import Key
-from workers import keys as redis_keys
+from workers import redis_keys
 from workers.redis import translated
 from workers.scripts import Scripts
 

@@ -21,7 +21,7 @@ from api.errors import Header, from_engine, to_api_error
 from api.keys import Key
 from api.limits import Limits
 from api.settings import ApiSettings
-from api.usage import Usage, UsageFilter
+from api.usage import Usage, UsageFilter, is_preamble
 from engine import log
 from engine.client import Answer, Endpoint, EngineClient
 from engine.connection import EngineConnection
@@ -33,6 +33,8 @@ _STREAM_HEADERS: tuple[Header, ...] = (
     (b"x-accel-buffering", b"no"),
 )
 _PING = b": ping\n\n"
+_LAST_WORDS = 5.0
+"""Seconds that an error message may take to leave."""
 
 T = TypeVar("T")
 
@@ -51,6 +53,8 @@ class _Relay:
     status: int = 0
     """Status that the client was given; 0 until then."""
     first_byte: float | None = None
+    writing: bool = False
+    """Whether the client is being waited for, and not the engine."""
 
     async def start(self) -> None:
         """Send the 200 of a stream, once."""
@@ -62,7 +66,9 @@ class _Relay:
     async def write(self, data: bytes) -> None:
         """Some bytes of the stream's body."""
         if data:
+            self.writing = True
             await self.send({"type": "http.response.body", "body": data, "more_body": True})
+            self.writing = False
 
 
 class Passthrough:
@@ -122,8 +128,12 @@ class Passthrough:
         except (EngineError, TimeoutError) as error:
             if isinstance(error, TimeoutError) and not clock.expired():
                 raise
+            if relay.writing:
+                return "client_stalled"  # there is nobody to tell
             fault = error if isinstance(error, EngineError) else EngineTimeout("The request took too long in all.")
-            await self._fail(relay, fault)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS):
+                    await self._fail(relay, fault)
             return type(fault).__name__
 
     async def _fail(self, relay: _Relay, fault: VelocityError) -> None:
@@ -138,11 +148,8 @@ class Passthrough:
 
     async def _whole(self, relay: _Relay, upstream: EngineConnection) -> str:
         head = await upstream.head()  # comes with the whole answer: the total time is its limit
-        parts: list[bytes] = []
-        while data := await upstream.chunk():
-            parts.append(data)
+        answer = Answer(head.status, await upstream.rest())
         relay.first_byte = time.monotonic()
-        answer = Answer(head.status, b"".join(parts))
         if answer.status != 200:
             return await self._refused(relay, answer)
         relay.status = 200
@@ -153,29 +160,34 @@ class Passthrough:
         return "ok"
 
     async def _stream(self, relay: _Relay, upstream: EngineConnection) -> str:
-        settings = self._settings
-        head = await self._wait_pinging(relay, upstream.head(), settings.head_wait)
+        head = await self._wait_pinging(relay, upstream.head(), self._settings.head_wait)
         if head.status != 200:
-            parts: list[bytes] = []
-            while data := await upstream.chunk():
-                parts.append(data)
-            return await self._refused(relay, Answer(head.status, b"".join(parts)))
+            return await self._refused(relay, Answer(head.status, await upstream.rest()))
         await relay.start()
-        data = await self._wait_pinging(relay, upstream.chunk(), settings.ping_interval)
-        relay.first_byte = time.monotonic()
         sift = UsageFilter(relay.request.endpoint, relay.usage, hide=relay.request.hide_usage)
-        clock = asyncio.get_running_loop().time
-        try:
-            async with asyncio.timeout(settings.stall_timeout) as stall:
-                while data:
-                    await relay.write(sift.feed(data))
-                    stall.reschedule(clock() + settings.stall_timeout)
-                    data = await upstream.chunk()
-        except TimeoutError:
-            raise EngineTimeout(f"The engine sent nothing for {settings.stall_timeout:g} s.") from None
+        data = await self._wait_pinging(relay, upstream.chunk(), self._settings.ping_interval)
+        while is_preamble(relay.request.endpoint, data):
+            await relay.write(sift.feed(data))
+            data = await self._wait_pinging(relay, upstream.chunk(), self._settings.ping_interval)
+        relay.first_byte = time.monotonic()
+        await self._copy(relay, upstream, sift, data)
         await relay.write(sift.rest())
         await relay.send({"type": "http.response.body", "body": b""})
         return "ok"
+
+    async def _copy(self, relay: _Relay, upstream: EngineConnection, sift: UsageFilter, data: bytes) -> None:
+        """The body from its first token to its end; neither the engine nor the client may stall for too long."""
+        patience = self._settings.stall_timeout
+        clock = asyncio.get_running_loop().time
+        try:
+            async with asyncio.timeout(patience) as stall:
+                while data:
+                    await relay.write(sift.feed(data))
+                    stall.reschedule(clock() + patience)
+                    data = await upstream.chunk()
+                    stall.reschedule(clock() + patience)
+        except TimeoutError:
+            raise EngineTimeout(f"The engine sent nothing for {patience:g} s.") from None
 
     async def _refused(self, relay: _Relay, answer: Answer) -> str:
         """The engine said no: its status in our shape, or (after pings have begun) an error chunk."""

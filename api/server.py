@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import uvicorn
 
 from api.app import build
@@ -13,6 +18,28 @@ from engine.ports import listen
 logger = log.get(__name__)
 
 
+class Server(uvicorn.Server):
+    """uvicorn's server, which after a signal returns instead of raising it again: what is open gets closed."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The first SIGINT or SIGTERM lets running requests end, the second does not."""
+        loop = asyncio.get_running_loop()
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        for number in numbers:
+            loop.add_signal_handler(number, self._stop, number)
+        try:
+            yield
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+    def _stop(self, number: int) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+        logger.info("stopping", signal=signal.Signals(number).name)
+
+
 async def serve(settings: ApiSettings) -> None:
     """Serve until SIGINT or SIGTERM. Raises StartError if the port can't be used."""
     if settings.open:
@@ -20,7 +47,7 @@ async def serve(settings: ApiSettings) -> None:
     with listen(settings.host, settings.port, "the api") as bound:
         async with Gateway.opened(settings) as gateway:
             logger.info("api_listening", host=settings.host, port=bound.getsockname()[1])
-            await uvicorn.Server(config(gateway)).serve(sockets=[bound])
+            await Server(config(gateway)).serve(sockets=[bound])
 
 
 def config(gateway: Gateway) -> uvicorn.Config:

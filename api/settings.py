@@ -27,7 +27,7 @@ class ApiSettings(WorkerSettings):
     """File with an API key (as `velocity keys create` prints it) that is entered at start if it is unknown."""
     max_body_bytes: int = Field(default=8 * _MIB, gt=0)
     """Largest body of an interactive request."""
-    max_job_bytes: int = Field(default=100 * _MIB, gt=0)
+    max_job_bytes: int = Field(default=32 * _MIB, gt=0)
     """Largest body of POST /jobs."""
     default_max_tokens: int = Field(default=8192, gt=0)
     """Output limit of a chat or response request that names none."""

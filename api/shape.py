@@ -69,8 +69,10 @@ def clean(endpoint: Endpoint, content: dict[str, Any], model: Model, default_max
 
 
 def interactive(endpoint: Endpoint, content: dict[str, Any], model: Model, default_max_tokens: int) -> EngineRequest:
-    """An interactive request: highest priority, and with usage reported so that it can be accounted."""
+    """An interactive request: highest priority, with usage reported so that it can be accounted. ApiError 400."""
     body = clean(endpoint, content, model, default_max_tokens)
+    if not isinstance(body.get("stream"), bool | None):
+        raise ApiError(400, "'stream' must be true or false.", param="stream")
     stream = body.get("stream") is True
     hide_usage = False
     if endpoint is not Endpoint.EMBEDDINGS:

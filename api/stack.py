@@ -157,7 +157,7 @@ class Stack:
                 self._say("engine: vLLM is back")
 
     async def _engine_ready(self) -> bool:
-        async with EngineClient(self.settings.engine_url) as engine:
+        async with EngineClient.of(self.settings) as engine:
             return await engine.healthy()
 
     async def _worker_ready(self) -> bool:

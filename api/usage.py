@@ -20,6 +20,16 @@ _USAGE_MARK = {
 _HOLD_MOST = 256 * 1024
 
 
+_PREAMBLE = (b"event: response.created", b"event: response.in_progress")
+
+
+def is_preamble(endpoint: Endpoint, data: bytes) -> bool:
+    """Whether these bytes come before any token: the responses endpoint opens its streams before the prompt is read."""
+    if endpoint is not Endpoint.RESPONSES or not data:
+        return False
+    return all(event.startswith(_PREAMBLE) for event in data.split(_END) if event)
+
+
 @dataclass(slots=True)
 class Usage:
     """Tokens as the engine counted them."""
@@ -31,7 +41,9 @@ class Usage:
         """Take the counts of an answer or a usage event, in any of the endpoints' spellings."""
         if not isinstance(content, dict):
             return
-        usage = content.get("usage") or (content.get("response") or {}).get("usage") or {}
+        usage = content.get("usage") or (content.get("response") or {}).get("usage")
+        if not isinstance(usage, dict):
+            return
         self.input_tokens = usage.get("prompt_tokens") or usage.get("input_tokens") or 0
         self.output_tokens = usage.get("completion_tokens") or usage.get("output_tokens") or 0
 

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from engine.connection import EngineConnection, Head
+from engine.connection import EngineConnection
 from engine.errors import EngineError, EngineProtocolError, EngineTimeout, EngineUnreachable, SettingsError
+from engine.settings import EngineSettings
 
 
 class Endpoint(StrEnum):
@@ -74,10 +75,10 @@ class EngineClient:
     """Kept-alive connections to one engine. One per process and event loop; close it with `aclose()`."""
 
     def __init__(self, url: str, *, connect_timeout: float = 2.0, api_key: str | None = None) -> None:
-        parts = urlsplit(url)
+        self.url = url.rstrip("/").removesuffix("/v1")
+        parts = urlsplit(self.url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise SettingsError(f"The engine's address {url!r} is not an http:// or https:// address.")
-        self.url = url.rstrip("/")
         self._host = parts.hostname
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
@@ -88,6 +89,13 @@ class EngineClient:
             common += f"authorization: Bearer {api_key}\r\n"
         self._common = common.encode()
         self._idle: list[EngineConnection] = []
+
+    @classmethod
+    def of(cls, settings: EngineSettings) -> Self:
+        """The client of the engine that the settings name."""
+        secret = settings.engine_api_key
+        key = secret.get_secret_value() if secret else None
+        return cls(settings.engine_url, connect_timeout=settings.connect_timeout, api_key=key)
 
     async def __aenter__(self) -> Self:
         return self
@@ -122,7 +130,7 @@ class EngineClient:
         """One POST, answered in full within `timeout` seconds; any HTTP status is an answer, not an error."""
         try:
             async with asyncio.timeout(timeout), self.exchange(endpoint, body, request_id) as connection:
-                return await _read(connection)
+                return await _answer(connection)
         except TimeoutError:
             raise EngineTimeout(f"The engine gave no answer within {timeout:g} s.") from None
 
@@ -153,7 +161,7 @@ class EngineClient:
             async with asyncio.timeout(timeout):
                 connection = await self._sent(self._request("GET", path, 0, None))
                 try:
-                    return await _read(connection)
+                    return await _answer(connection)
                 finally:
                     self._give_back(connection)
         except TimeoutError:
@@ -176,11 +184,15 @@ class EngineClient:
         while self._idle:
             connection = self._idle.pop()
             if connection.reusable and connection.idle_seconds < _IDLE_SECONDS:
-                await connection.send(data)
-                return connection
+                break
             connection.close()
-        connection = await self._connect()
-        await connection.send(data)
+        else:
+            connection = await self._connect()
+        try:
+            await connection.send(data)
+        except BaseException:  # cancelled in the middle of a request: the connection is of no more use
+            connection.close()
+            raise
         return connection
 
     async def _connect(self) -> EngineConnection:
@@ -205,9 +217,6 @@ class EngineClient:
             connection.close()
 
 
-async def _read(connection: EngineConnection) -> Answer:
-    head: Head = await connection.head()
-    parts: list[bytes] = []
-    while data := await connection.chunk():
-        parts.append(data)
-    return Answer(head.status, b"".join(parts))
+async def _answer(connection: EngineConnection) -> Answer:
+    head = await connection.head()
+    return Answer(head.status, await connection.rest())

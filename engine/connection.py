@@ -55,8 +55,11 @@ class EngineConnection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether another request may be sent: the last answer is complete and both sides keep the connection."""
-        return self._complete and self._error is None and self._transport is not None
+        """Whether another request may be sent: the last answer is complete and read, and the connection is kept.
+
+        Unread bytes would be the next request's, and with it somebody else's.
+        """
+        return self._complete and not self._chunks and self._error is None and self._transport is not None
 
     @property
     def idle_seconds(self) -> float:
@@ -90,6 +93,13 @@ class EngineConnection(asyncio.Protocol):
             self._paused = False
             self._transport.resume_reading()
         return data
+
+    async def rest(self) -> bytes:
+        """The body from here to its end."""
+        parts: list[bytes] = []
+        while data := await self.chunk():
+            parts.append(data)
+        return b"".join(parts)
 
     def close(self) -> None:
         """Drop the connection at once; the engine aborts what it was generating for it."""

@@ -40,7 +40,7 @@ def configure(settings: EngineSettings, process: str) -> None:
     handler.addFilter(_DropExpected())
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(settings.log_level.upper())
+    root.setLevel(settings.log_level)
     for noisy in ("httpx", "httpcore", "asyncio", "uvicorn.access", "rq.worker", "rq.job", "rq.scheduler"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     structlog.configure(

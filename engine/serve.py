@@ -48,7 +48,7 @@ async def serve(settings: EngineSettings, profile: Profile, overrides: dict[str,
 
 
 async def _run(settings: EngineSettings, profile: Profile, arguments: list[str], sockets: str) -> None:
-    async with EngineClient(settings.engine_url, connect_timeout=settings.connect_timeout) as client:
+    async with EngineClient.of(settings) as client:
         child = Child(
             ChildSpec(
                 name="vLLM",

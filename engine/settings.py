@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -21,7 +22,9 @@ class EngineSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="VELOCITY_", frozen=True, extra="ignore")
 
     engine_url: str = "http://127.0.0.1:8000"
-    """Base address of the engine, without /v1."""
+    """Base address of the engine; a /v1 at its end is taken off."""
+    engine_api_key: SecretStr | None = None
+    """Sent to an engine that asks for a key (vLLM's --api-key)."""
     profile: str = "cpu"
     """Name of the engine profile (see `velocity engine profiles`)."""
     cache_dir: Path = Field(default_factory=lambda: _xdg("XDG_CACHE_HOME", ".cache"))
@@ -38,4 +41,4 @@ class EngineSettings(BaseSettings):
     """Seconds to open a connection to the engine."""
     log_json: bool | None = None
     """JSON log lines; by default unless standard error is a terminal."""
-    log_level: str = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -87,12 +87,19 @@ class _Connection(asyncio.Protocol):
             engine.running -= 1
 
     async def _generate(self, request: dict[str, Any]) -> None:
-        script = str(request["messages"][-1]["content"]).split() if request.get("messages") else []
+        said = request["messages"][-1]["content"] if "messages" in request else request.get("input", "")
+        script = str(said).split()
         word = script[0] if script else ""
+        if not self.engine.healthy:
+            self.answer(503, b"{}")
+            return
         if word == "hang":
             await asyncio.sleep(3600)
         if word == "die":
             self.transport.abort()
+            return
+        if word == "html":  # what a proxy before the engine may say
+            self.answer(int(script[1]), b"<html>no</html>")
             return
         if word == "status":
             error = {"message": "scripted refusal", "type": "BadRequestError", "param": None, "code": int(script[1])}
@@ -101,6 +108,9 @@ class _Connection(asyncio.Protocol):
         count = int(script[1]) if word in {"tokens", "stall", "break"} else 3
         tokens = [f"t{number} " for number in range(count)]
         usage = {"prompt_tokens": 7, "completion_tokens": count, "total_tokens": 7 + count}
+        if self.url == b"/v1/responses":
+            await self._responses(tokens)
+            return
         if request.get("stream"):
             await self._stream(request, tokens, usage, word)
             return
@@ -132,6 +142,20 @@ class _Connection(asyncio.Protocol):
         if (request.get("stream_options") or {}).get("include_usage"):
             self.event({"choices": [], "usage": usage})
         self.chunk(b"data: [DONE]\n\n")
+        self.transport.write(b"0\r\n\r\n")
+
+    async def _responses(self, tokens: list[str]) -> None:
+        """As vLLM does, opens the stream before it has read the prompt."""
+        self.transport.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
+        self.chunk(b'event: response.created\ndata: {"type":"response.created"}\n\n')
+        self.chunk(b'event: response.in_progress\ndata: {"type":"response.in_progress"}\n\n')
+        for token in tokens:
+            await asyncio.sleep(self.engine.token_seconds)
+            delta = orjson.dumps({"type": "response.output_text.delta", "delta": token})
+            self.chunk(b"event: response.output_text.delta\ndata: " + delta + b"\n\n")
+        self.chunk(b'event: response.completed\ndata: {"response":{"usage":{"input_tokens":1,"output_tokens":3}}}\n\n')
         self.transport.write(b"0\r\n\r\n")
 
     def event(self, content: dict[str, Any]) -> None:

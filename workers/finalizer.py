@@ -27,11 +27,16 @@ class Finalizer:
         files = JobFiles(self._data_dir, lease.tenant, lease.job)
         job = await self._ledger.job(lease.tenant, lease.job)
         segments = await self._ledger.segments(lease.job, range(job.shards))
-        merging = asyncio.create_task(asyncio.to_thread(files.finish, _merged(files, segments)))
-        while not (await asyncio.wait({merging}, timeout=self._lease_seconds / 3))[0]:
-            if await self._ledger.commit(lease, [], 0, self._lease_seconds) is Verdict.STALE:
-                break  # the other finalizer writes the same content
-        await merging
+        merging = asyncio.create_task(asyncio.to_thread(files.merge, _merged(files, segments), lease.segment))
+        try:
+            while not (await asyncio.wait({merging}, timeout=self._lease_seconds / 3))[0]:
+                if await self._ledger.commit(lease, [], 0, self._lease_seconds) is Verdict.STALE:
+                    break
+        finally:
+            publish = await merging
+        if await self._ledger.commit(lease, [], 0, self._lease_seconds) is Verdict.STALE:
+            return  # another finalizer has the job; its files are its own
+        await asyncio.to_thread(publish)
         status = await self._ledger.finalize(lease)
         if status != Verdict.STALE:
             await asyncio.to_thread(files.drop_segments)

@@ -21,8 +21,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 LANE = "bulk"
+FINAL = "final"
+"""The unit of work that merges a job's results, and the lane in which these wait."""
 MAX_ITEMS = 50_000
-_ID = re.compile(r"^[a-z]+_[0-9a-f]{24,64}$")
+_ID = re.compile(r"[a-z]+_[0-9a-f]{24,64}")
 
 
 class JobStatus(StrEnum):
@@ -58,7 +60,7 @@ def new_id(kind: str) -> str:
 
 def is_id(text: str) -> bool:
     """Whether `text` has the form of an id, and so can't lead out of a directory."""
-    return _ID.match(text) is not None
+    return _ID.fullmatch(text) is not None
 
 
 class JobSpec(BaseModel):
@@ -107,7 +109,9 @@ class Record:
     @property
     def usage(self) -> tuple[int, int]:
         """Input and output tokens as the engine counted them."""
-        usage = (self.body or {}).get("usage") or {}
+        usage = (self.body or {}).get("usage")
+        if not isinstance(usage, dict):
+            return 0, 0
         return (
             usage.get("prompt_tokens") or usage.get("input_tokens") or 0,
             usage.get("completion_tokens") or usage.get("output_tokens") or 0,
@@ -131,7 +135,7 @@ class Lease:
     @property
     def final(self) -> bool:
         """Whether this is the merging of results."""
-        return self.unit == "final"
+        return self.unit == FINAL
 
     @property
     def segment(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from redis.asyncio import Redis
 
-from workers import keys
+from workers import redis_keys
 from workers.errors import NoSuchJob
 from workers.job import LANE, JobSpec, JobState, Lease, Record
 from workers.redis import translated
@@ -47,10 +47,10 @@ class Ledger:
             await self._run("submit", spec.id, spec.tenant, LANE, spec.total, spec.shard_items, deadline, *pairs)
         )
 
-    async def claim(self, lease_seconds: float) -> Lease | None:
-        """Lease the next unit of work, or None if nothing is pending."""
+    async def claim(self, lease_seconds: float, lane: str = LANE) -> Lease | None:
+        """Lease the next shard of a lane (in the lane FINAL: the next job to finalize), or None if none is pending."""
         owner = secrets.token_hex(8)
-        found = await self._run("claim", LANE, owner, round(lease_seconds * 1000))
+        found = await self._run("claim", lane, owner, round(lease_seconds * 1000))
         if not found:
             return None
         job, tenant, unit, epoch, first, count = (value.decode() for value in found[:6])
@@ -94,7 +94,7 @@ class Ledger:
     async def job(self, tenant: str, job: str) -> JobState:
         """A tenant's job. Raises NoSuchJob, also for another tenant's."""
         with translated():
-            raw = cast("Mapping[bytes, bytes]", await self._redis.hgetall(keys.job(job)))
+            raw = cast("Mapping[bytes, bytes]", await self._redis.hgetall(redis_keys.job(job)))
         state = JobState.from_hash(job, raw) if raw else None
         if state is None or state.tenant != tenant:
             raise NoSuchJob(f"There is no job {job!r}.")
@@ -105,24 +105,24 @@ class Ledger:
         with translated():
             start = 0
             if after is not None:
-                rank = await self._redis.zrevrank(keys.tenant_jobs(tenant), after)
+                rank = await self._redis.zrevrank(redis_keys.tenant_jobs(tenant), after)
                 if rank is None:
                     raise NoSuchJob(f"There is no job {after!r}.")
                 start = cast("int", rank) + 1
-            page = await self._redis.zrange(keys.tenant_jobs(tenant), start, start + limit - 1, desc=True)
+            page = await self._redis.zrange(redis_keys.tenant_jobs(tenant), start, start + limit - 1, desc=True)
             found = [entry.decode() for entry in cast("list[bytes]", page)]
             async with self._redis.pipeline(transaction=False) as pipe:
                 for job in found:
-                    pipe.hgetall(keys.job(job))
+                    pipe.hgetall(redis_keys.job(job))
                 raws = await pipe.execute()
         return [JobState.from_hash(job, raw) for job, raw in zip(found, raws, strict=True) if raw]
 
     async def finished_prefix(self, job: str, total: int) -> int:
         """How many items from the first on have a final result, without a gap."""
         with translated():
-            gap = int(await self._redis.bitpos(keys.done(job), 0))
+            gap = int(await self._redis.bitpos(redis_keys.done(job), 0))
             if gap < 0:  # every bit that exists is set
-                gap = int(await self._redis.strlen(keys.done(job))) * 8
+                gap = int(await self._redis.strlen(redis_keys.done(job))) * 8
         return min(gap, total)
 
     async def segments(self, job: str, units: Sequence[int]) -> list[dict[str, int]]:
@@ -130,7 +130,7 @@ class Ledger:
         with translated():
             async with self._redis.pipeline(transaction=False) as pipe:
                 for unit in units:
-                    pipe.hgetall(keys.unit(job, unit))
+                    pipe.hgetall(redis_keys.unit(job, unit))
                 raws: list[dict[bytes, bytes]] = await pipe.execute()
         return [
             {key[8:].decode(): int(value) for key, value in raw.items() if key.startswith(b"segment:")} for raw in raws

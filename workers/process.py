@@ -46,7 +46,7 @@ def run(settings: WorkerSettings) -> None:
 async def _drain(settings: WorkerSettings, stop: threading.Event) -> None:
     redis = connect(settings.redis_url, settings.redis_timeout)
     try:
-        async with EngineClient(settings.engine_url, connect_timeout=settings.connect_timeout) as engine:
+        async with EngineClient.of(settings) as engine:
             await Pump(Ledger(redis), engine, settings).drain(stop)
     finally:
         await redis.aclose()

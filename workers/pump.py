@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from pathlib import Path
+from collections.abc import Coroutine
+from contextlib import suppress
 
 from engine import log
 from engine.client import EngineClient
 from workers.errors import LedgerUnavailable, StorageError
 from workers.finalizer import Finalizer
+from workers.job import FINAL
 from workers.ledger import Ledger
 from workers.request import Requester
 from workers.settings import WorkerSettings
 from workers.shard import ShardRun
 
 _TICK = 0.25
-_REDIS_PAUSE = 1.0
+_PAUSE = 1.0
 
 logger = log.get(__name__)
 
@@ -27,8 +29,8 @@ class Pump:
     def __init__(self, ledger: Ledger, engine: EngineClient, settings: WorkerSettings) -> None:
         self._ledger = ledger
         self._settings = settings
-        self._data_dir: Path = settings.data_dir
         self._window = asyncio.Semaphore(settings.bulk_window)
+        self._changed = asyncio.Event()
         self._requester = Requester(engine, settings)
         self._finalizer = Finalizer(ledger, settings.data_dir, settings.lease_seconds)
 
@@ -36,43 +38,60 @@ class Pump:
         """Claim and run units until none is pending; when `stop` is set, finish or give back what is running."""
         running: dict[asyncio.Task[None], ShardRun | None] = {}
         while not stop.is_set():
-            self._reap(running)
-            hungry = any(run is not None and run.waiting for run in running.values())
-            if not hungry and not self._window.locked() and await self._start_next(running):
-                continue
+            await self._reap(running)
+            try:
+                if await self._start_next(running):
+                    continue
+            except LedgerUnavailable as error:
+                logger.warning("claim_failed", reason=str(error))
+                await asyncio.sleep(_PAUSE)
             if not running:
                 return
-            await asyncio.wait(running, timeout=_TICK, return_when=asyncio.FIRST_COMPLETED)
-        for run in running.values():
-            if run is not None:
-                run.stop(self._settings.drain_seconds)
+            await self._change()
+        for shard in running.values():
+            if shard is not None:
+                shard.stop(self._settings.drain_seconds)
         if running:
             await asyncio.wait(running)
-        self._reap(running)
+        await self._reap(running)
+
+    async def _change(self) -> None:
+        """Until a unit is over, a shard is all in flight, or a tick has passed (a place in the window may be free)."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_TICK):
+                await self._changed.wait()
+        self._changed.clear()
+
+    def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        task.add_done_callback(lambda _: self._changed.set())
+        return task
 
     async def _start_next(self, running: dict[asyncio.Task[None], ShardRun | None]) -> bool:
-        """Claim one unit and start on it; False if there is none (or Redis is away)."""
-        try:
-            lease = await self._ledger.claim(self._settings.lease_seconds)
-        except LedgerUnavailable as error:
-            logger.warning("claim_failed", reason=str(error))
-            await asyncio.sleep(_REDIS_PAUSE)
+        """Claim one unit and start on it; False if there is none that could start now.
+
+        Finalizing needs no place in the window; a shard is claimed only when all the claimed ones are in flight.
+        """
+        lease = await self._ledger.claim(self._settings.lease_seconds, FINAL)
+        if lease is not None:
+            running[self._start(self._finalizer.run(lease))] = None
+            return True
+        if self._window.locked() or any(shard is not None and shard.feeding for shard in running.values()):
             return False
+        lease = await self._ledger.claim(self._settings.lease_seconds)
         if lease is None:
             return False
-        if lease.final:
-            running[asyncio.create_task(self._finalizer.run(lease))] = None
-        else:
-            run = ShardRun(lease, self._ledger, self._requester, self._window, self._settings)
-            running[asyncio.create_task(run.run())] = run
+        shard = ShardRun(lease, self._ledger, self._requester, self._window, self._settings, self._changed.set)
+        running[self._start(shard.run())] = shard
         return True
 
     @staticmethod
-    def _reap(running: dict[asyncio.Task[None], ShardRun | None]) -> None:
-        """Forget finished units. What Redis or the disk refused is left to the sweeper, which gives it to another."""
+    async def _reap(running: dict[asyncio.Task[None], ShardRun | None]) -> None:
+        """Forget finished units. One that Redis or the disk refused is left to others, and to later."""
         for task in [task for task in running if task.done()]:
             del running[task]
             try:
                 task.result()
             except (LedgerUnavailable, StorageError) as error:
                 logger.warning("unit_abandoned", reason=str(error))
+                await asyncio.sleep(_PAUSE)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import redis as sync_redis
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -14,13 +14,20 @@ from redis.retry import Retry
 
 from workers.errors import LedgerUnavailable
 
+_CONNECTIONS = 64
+"""Of one client; a command beyond them waits for one instead of failing."""
+
 
 def connect(url: str, timeout: float) -> Redis:
     """An asynchronous client; commands fail after `timeout` seconds and are tried once more on a broken connection.
 
     One retry is safe because every script may be replayed.
     """
-    return Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=AsyncRetry(NoBackoff(), 1))
+    pool = BlockingConnectionPool.from_url(
+        url, max_connections=_CONNECTIONS, timeout=timeout, socket_timeout=timeout, socket_connect_timeout=timeout,
+        retry=AsyncRetry(NoBackoff(), 1),
+    )  # fmt: skip
+    return Redis.from_pool(pool)
 
 
 def connect_sync(url: str, timeout: float | None = None) -> sync_redis.Redis:

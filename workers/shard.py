@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from engine import log
 from workers.errors import LedgerUnavailable
@@ -22,18 +23,26 @@ class ShardRun:
     """Runs the items of a lease that are not done yet. Nothing counts before its commit; a lost lease ends the run."""
 
     def __init__(
-        self, lease: Lease, ledger: Ledger, requester: Requester, window: asyncio.Semaphore, settings: WorkerSettings
+        self,
+        lease: Lease,
+        ledger: Ledger,
+        requester: Requester,
+        window: asyncio.Semaphore,
+        settings: WorkerSettings,
+        on_fed: Callable[[], None],
     ) -> None:
         self._lease = lease
         self._ledger = ledger
         self._requester = requester
         self._window = window
         self._settings = settings
+        self._on_fed = on_fed
         self._files = JobFiles(settings.data_dir, lease.tenant, lease.job)
         self._finished: asyncio.Queue[Record] = asyncio.Queue()
         self._requests: set[asyncio.Task[None]] = set()
         self._stop_after: float | None = None
-        self.waiting = True
+        self._fault: BaseException | None = None
+        self.feeding = True
         """Whether items still wait for a place in the window: no other shard need be claimed."""
 
     def stop(self, seconds: float) -> None:
@@ -53,7 +62,7 @@ class ShardRun:
             for request in self._requests:
                 request.cancel()
             await asyncio.gather(feeder, *self._requests, return_exceptions=True)
-            self.waiting = False
+            self.feeding = False
             if verdict in {None, Verdict.GO, Verdict.STOP}:
                 await self._release()
         logger.debug("shard_over", job=self._lease.job, shard=self._lease.unit, verdict=verdict)
@@ -66,14 +75,19 @@ class ShardRun:
                 break
             request = asyncio.create_task(self._one(item))
             self._requests.add(request)
-            request.add_done_callback(self._requests.discard)
-        self.waiting = False
+            request.add_done_callback(self._request_over)
+        self.feeding = False
+        self._on_fed()
 
     async def _one(self, item: Item) -> None:
-        try:
-            self._finished.put_nowait(await self._requester.run(item, self._lease))
-        finally:
-            self._window.release()
+        self._finished.put_nowait(await self._requester.run(item, self._lease))
+
+    def _request_over(self, request: asyncio.Task[None]) -> None:
+        """However it ended, also before it began: its place in the window is free; a fault ends the run."""
+        self._window.release()
+        self._requests.discard(request)
+        if not request.cancelled() and request.exception():
+            self._fault = request.exception()
 
     async def _commit_until_over(self, segment: Segment, feeder: asyncio.Task[None]) -> Verdict:
         """Commit what is finished at least once a second, which also renews the lease and hears of a cancellation."""
@@ -85,6 +99,8 @@ class ShardRun:
             verdict = await self._commit(records, length)
             if verdict is not Verdict.GO or over:
                 return verdict
+            if self._fault:
+                raise self._fault
             if feeder.done() and (error := feeder.exception()):
                 raise error
 

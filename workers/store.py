@@ -16,7 +16,7 @@ import os
 import shutil
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -47,6 +47,9 @@ class JobFiles:
         draft = self.path.with_suffix(".draft")
         with _storage("The job can't be stored"):
             try:
+                for parent in (self.path.parent.parent, self.path.parent):
+                    parent.mkdir(parents=True, exist_ok=True)
+                    _sync_directory(parent.parent)
                 (draft / "seg").mkdir(parents=True)
                 offset, offsets = 0, bytearray()
                 with _durable(draft / "input.jsonl") as lines:
@@ -96,16 +99,24 @@ class JobFiles:
                     found.setdefault(record.index, record)
         return found
 
-    def finish(self, records: Iterable[Record]) -> None:
-        """Write output.jsonl and error.jsonl from records in input order; both appear whole, at once replacing none."""
-        drafts = {path: path.with_suffix(".draft") for path in (self.output, self.errors)}
-        with _storage("The job's results can't be written"):
-            with _durable(drafts[self.output]) as output, _durable(drafts[self.errors]) as errors:
-                for record in records:
-                    _write(output if record.ok else errors, _encode(record) + b"\n")
-            for path, draft in drafts.items():
-                draft.rename(path)
-            _sync_directory(self.path)
+    def merge(self, records: Iterable[Record], owner: str) -> Callable[[], None]:
+        """Write output.jsonl and error.jsonl from records in input order, as drafts that nobody else writes.
+
+        Returns what puts them into place; two that do it put the same content there.
+        """
+        drafts = {path: path.with_suffix(f".{owner}.draft") for path in (self.output, self.errors)}
+        output, errors = drafts.values()
+        with _storage("The job's results can't be written"), _durable(output) as good, _durable(errors) as bad:
+            for record in records:
+                _write(good if record.ok else bad, _encode(record) + b"\n")
+
+        def publish() -> None:
+            with _storage("The job's results can't be put into place"):
+                for path, draft in drafts.items():
+                    draft.rename(path)
+                _sync_directory(self.path)
+
+        return publish
 
     def drop_segments(self) -> None:
         """The result files have replaced them."""

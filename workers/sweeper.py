@@ -12,7 +12,7 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
 from engine import log
-from workers import keys, tickets
+from workers import redis_keys, tickets
 from workers.errors import LedgerUnavailable
 from workers.job import LANE
 from workers.ledger import Ledger
@@ -57,9 +57,9 @@ class Sweeper:
 
     async def _leads(self) -> bool:
         with translated():
-            if await self._redis.set(keys.SWEEPER_LOCK, self._name, nx=True, px=_LOCK_MS):
+            if await self._redis.set(redis_keys.SWEEPER_LOCK, self._name, nx=True, px=_LOCK_MS):
                 return True
-            mine = await self._redis.get(keys.SWEEPER_LOCK) == self._name.encode()
+            mine = await self._redis.get(redis_keys.SWEEPER_LOCK) == self._name.encode()
             if mine:
-                await self._redis.pexpire(keys.SWEEPER_LOCK, _LOCK_MS)
+                await self._redis.pexpire(redis_keys.SWEEPER_LOCK, _LOCK_MS)
             return mine

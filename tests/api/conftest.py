@@ -11,10 +11,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 
 from api.gateway import Gateway
-from api.server import config
+from api.server import Server, config
 from api.settings import ApiSettings
 from engine.client import EngineClient
 from engine.ports import listen
@@ -49,7 +48,7 @@ class Door:
 async def front_door(settings: ApiSettings, engine: FakeEngine) -> AsyncIterator[Door]:
     with listen("127.0.0.1", 0, "a test") as bound:
         async with Gateway.opened(settings) as gateway:
-            server = uvicorn.Server(config(gateway))
+            server = Server(config(gateway))
             serving = asyncio.create_task(server.serve(sockets=[bound]))
             while not server.started:
                 await asyncio.sleep(0.01)
@@ -71,7 +70,8 @@ async def engine() -> AsyncIterator[FakeEngine]:
 def settings(clean_redis: str, engine: FakeEngine, tmp_path: Path) -> ApiSettings:
     return ApiSettings(
         redis_url=clean_redis, engine_url=engine.url, data_dir=tmp_path, shard_items=8, lease_seconds=2,
-        head_wait=0.2, ping_interval=0.2, stall_timeout=0.5, first_token_timeout=2, shutdown_seconds=1,
+        retry_backoff=0.01, head_wait=0.2, ping_interval=0.2, stall_timeout=0.5, first_token_timeout=2,
+        shutdown_seconds=1,
     )  # fmt: skip
 
 

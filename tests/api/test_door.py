@@ -14,7 +14,7 @@ from engine.errors import SettingsError
 from engine.ports import free_port
 from tests.api.conftest import Door, front_door
 from tests.fake_engine import FakeEngine
-from workers import keys as redis_keys
+from workers import redis_keys
 from workers.errors import LedgerUnavailable
 from workers.redis import connect
 
@@ -103,11 +103,12 @@ async def test_health_names_each_part_and_needs_no_key(door: Door) -> None:
         assert (await client.get("/health")).json()["status"] == "ok"
 
 
-async def test_without_redis_nothing_hangs_and_everything_says_503(settings: ApiSettings, engine: FakeEngine) -> None:
+async def test_without_redis_nothing_hangs_and_bulk_says_503(settings: ApiSettings, engine: FakeEngine) -> None:
     away = settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{free_port()}/0", "open": True})
     async with front_door(away, engine) as door, door.client() as client:
         health = await client.get("/health")
-        assert (health.status_code, health.json()["redis"]) == (503, "down")
+        assert (health.status_code, health.json()["redis"], health.json()["status"]) == (200, "down", "degraded")
+        assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200  # open mode needs no Redis
         job = await client.post("/jobs", json={"model": "tiny", "items": [{"id": "a", "messages": [{"role": "user"}]}]})
         assert job.status_code == 503
         assert job.headers["retry-after"]
@@ -155,7 +156,8 @@ async def test_unknown_addresses_and_methods_have_openais_shape(door: Door) -> N
     async with door.client() as client:
         for method, path, status in (
             ("GET", "/nothing", 404),
-            ("GET", "/v1/chat/completions", 404),
+            ("GET", "/v1/chat/completions", 405),
+            ("POST", "/jobs/", 404),
             ("PUT", "/jobs", 405),
         ):
             response = await client.request(method, path)

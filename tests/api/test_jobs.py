@@ -173,3 +173,36 @@ async def test_an_unknown_model_is_404(door: Door) -> None:
     async with door.client() as client:
         response = await client.post("/jobs", json={**job("hi"), "model": "gpt-5"})
     assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_an_answer_that_is_no_json_fails_its_item_and_no_more(door: Door) -> None:
+    job_id = await submitted(door, job("hi", "html 413", "html 200", "hi"))
+    await asyncio.wait_for(door.drain(), 20)
+    lines = await results(door, job_id)
+    assert [line["status"] for line in lines] == ["completed", "failed", "failed", "completed"]
+
+
+async def test_an_engine_that_is_away_costs_no_item(door: Door) -> None:
+    door.engine.token_seconds = 0.005
+    job_id = await submitted(door, job(*["hi"] * 40))
+    draining = asyncio.create_task(door.drain())
+    while not door.engine.requests:
+        await asyncio.sleep(0.01)
+    door.engine.healthy = False
+    await asyncio.sleep(2)
+    door.engine.healthy = True
+    await asyncio.wait_for(draining, 30)
+    assert (await state(door, job_id))["counts"] == {"total": 40, "completed": 40, "failed": 0}
+
+
+async def test_a_finished_job_need_not_wait_for_anothers_shard(door: Door) -> None:
+    short = await submitted(door, job("hi"))
+    long = await submitted(door, job(*["hang"] * 40))
+    draining = asyncio.create_task(door.drain())
+    async with asyncio.timeout(10):
+        while (await state(door, short))["status"] != "completed":
+            await asyncio.sleep(0.05)
+    assert (await state(door, long))["status"] == "in_progress"
+    async with door.client() as client:
+        await client.post(f"/jobs/{long}/cancel")
+    await asyncio.wait_for(draining, 20)

@@ -131,3 +131,57 @@ async def test_an_oversized_body_is_413(settings: ApiSettings, engine: FakeEngin
         response = await client.post("/v1/chat/completions", json=chat("x" * 2000))
     assert response.status_code == 413
     assert response.json()["error"]["code"] == "request_too_large"
+
+
+async def test_one_clients_answer_never_reaches_another(door: Door) -> None:
+    """A client that reads slowly and leaves must not leave its answer behind in a pooled connection."""
+    stranger = (await door.gateway.keys.create("stranger", None))[1]
+    for _ in range(5):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(door.url.rpartition(":")[2]), limit=1024)
+        body = orjson.dumps(chat("tokens 30000", stream=True))
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {door.key}\r\n"
+        writer.write(f"{head}content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
+        await reader.read(100)
+        await asyncio.sleep(0.2)
+        writer.close()
+        await writer.wait_closed()
+        async with door.client(stranger) as client:
+            answer = await client.post("/v1/chat/completions", json=chat("tokens 2"))
+            assert answer.json()["choices"][0]["message"]["content"] == "t0 t1 "
+
+
+async def test_a_client_that_stops_reading_is_given_up_and_the_engine_freed(door: Door) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(door.url.rpartition(":")[2]), limit=1024)
+    door.engine.token_seconds = 0.0001
+    body = orjson.dumps(chat("tokens 200000", stream=True))
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {door.key}\r\n"
+    writer.write(f"{head}content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
+    await reader.read(100)
+    async with asyncio.timeout(20):
+        while not door.engine.aborted:
+            await asyncio.sleep(0.05)
+    writer.close()
+
+
+async def test_responses_are_pinged_until_their_first_token(door: Door) -> None:
+    door.engine.token_seconds = 1.0  # longer than the stall timeout, shorter than the one for the first token
+    body = {"model": "tiny", "input": "tokens 1", "stream": True}
+    async with door.client() as client:
+        response = await client.post("/v1/responses", json=body, timeout=20)
+    assert response.text.startswith("event: response.created")
+    assert response.text.count(": ping") >= 2
+    assert response.text.rstrip().endswith("}")
+    assert "response.completed" in response.text
+
+
+async def test_a_long_answer_without_stream_may_take_longer_than_a_first_token(door: Door) -> None:
+    door.engine.token_seconds = 2.5
+    async with door.client() as client:
+        response = await client.post("/v1/chat/completions", json=chat("tokens 1"), timeout=20)
+    assert response.status_code == 200
+
+
+async def test_stream_must_be_a_boolean(door: Door) -> None:
+    async with door.client() as client:
+        response = await client.post("/v1/chat/completions", json=chat("hi", stream="true"))
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "stream")

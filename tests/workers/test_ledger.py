@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from workers.errors import LedgerUnavailable, NoSuchJob
-from workers.job import JobSpec, JobStatus, Lease, Record, new_id
+from workers.job import FINAL, LANE, JobSpec, JobStatus, Lease, Record, new_id
 from workers.ledger import Ledger, Verdict
 from workers.redis import connect
 
@@ -45,8 +45,8 @@ def records(lease: Lease, count: int | None = None, *, failed: bool = False) -> 
     return [Record(index, str(index), 200, "r", None if failed else usage, error) for index in indices]
 
 
-async def claimed(ledger: Ledger) -> Lease:
-    lease = await ledger.claim(LEASE)
+async def claimed(ledger: Ledger, lane: str = LANE) -> Lease:
+    lease = await ledger.claim(LEASE, lane)
     assert lease is not None
     return lease
 
@@ -67,7 +67,7 @@ async def test_a_job_from_submission_to_completion(ledger: Ledger) -> None:
     state = await ledger.job(TENANT, job.id)
     assert (state.status, state.completed, state.failed) == (JobStatus.FINALIZING, 8, 4)
     assert (state.input_tokens, state.output_tokens) == (6 + 16, 9 + 24)
-    final = await claimed(ledger)
+    final = await claimed(ledger, FINAL)
     assert final.final
     assert await ledger.finalize(final) == "completed"
     assert await ledger.finalize(final) == "completed"
@@ -125,7 +125,7 @@ async def test_cancel_stops_what_is_pending_and_tells_what_runs(ledger: Ledger) 
     assert await ledger.claim(LEASE) is None
     assert await ledger.commit(lease, records(lease, 1), 10, LEASE) is Verdict.STOP
     assert await ledger.release(lease)
-    final = await claimed(ledger)
+    final = await claimed(ledger, FINAL)
     assert final.final
     assert await ledger.finalize(final) == "cancelled"
     state = await ledger.job(TENANT, job.id)
@@ -136,7 +136,7 @@ async def test_a_deadline_expires_the_job(ledger: Ledger) -> None:
     job = spec(8, deadline=int(time.time()) - 1)
     await ledger.submit(job)
     assert (await ledger.sweep())[1] == 1
-    final = await claimed(ledger)
+    final = await claimed(ledger, FINAL)
     assert await ledger.finalize(final) == "expired"
 
 
@@ -144,11 +144,11 @@ async def test_a_crashed_finalizer_is_followed_by_another(ledger: Ledger) -> Non
     await ledger.submit(spec(8))
     lease = await claimed(ledger)
     await ledger.commit(lease, records(lease), 80, LEASE)
-    crashed = await ledger.claim(0.05)
+    crashed = await ledger.claim(0.05, FINAL)
     assert crashed is not None
     await asyncio.sleep(0.1)
     await ledger.sweep()
-    successor = await claimed(ledger)
+    successor = await claimed(ledger, FINAL)
     assert successor.final
     assert await ledger.finalize(crashed) == "stale"
     assert await ledger.finalize(successor) == "completed"
@@ -198,7 +198,7 @@ async def test_nothing_of_a_finished_job_stays_but_its_record(ledger: Ledger, re
     await ledger.submit(job)
     lease = await claimed(ledger)
     await ledger.commit(lease, records(lease), 80, LEASE)
-    await ledger.finalize(await claimed(ledger))
+    await ledger.finalize(await claimed(ledger, FINAL))
     left = set(await redis.keys(f"*{job.id}*"))
     assert left == {f"velocity:job:{job.id}".encode()}
 

@@ -54,7 +54,7 @@ def test_a_damaged_record_is_noticed(files: JobFiles) -> None:
 
 
 def test_final_files_are_merged_in_input_order(files: JobFiles) -> None:
-    files.finish(record(index, ok=index % 3 != 0) for index in range(9))
+    files.merge((record(index, ok=index % 3 != 0) for index in range(9)), "a")()
     assert files.output.read_text().count("\n") == 6
     assert files.errors.read_text().count("\n") == 3
     assert [found.index for found in files.results(-1)] == list(range(9))

@@ -6,4 +6,5 @@ if ARGV[1] ~= '' then
   if tonumber(ARGV[2]) > 0 then redis.call('ZADD', key, now + tonumber(ARGV[2]) * 1000, ARGV[1])
   else redis.call('ZREM', key, ARGV[1]) end
 end
-return redis.call('ZCOUNT', key, now, '+inf')
+redis.call('ZREMRANGEBYSCORE', key, '-inf', '(' .. now)
+return redis.call('ZCARD', key)

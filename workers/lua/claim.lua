@@ -1,5 +1,5 @@
 -- Lease the pending unit with the earliest start tag to a worker.
--- ARGV: lane, owner (random per call: a replay returns the same lease), lease (ms)
+-- ARGV: lane (or 'final'), owner (random per call: a replay returns the same lease), lease (ms)
 -- Returns: nil when nothing is pending, else job, tenant, unit, epoch, first item, items, bits of the items done
 local lane, owner, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local ticket = ROOT .. 'claim:' .. owner

@@ -1,14 +1,15 @@
--- Put before every script of this folder by workers/scripts.py. Names mirror workers/keys.py.
+-- Put before every script of this folder by workers/scripts.py. Names mirror workers/redis_keys.py.
 -- Every script runs on the primary's TIME and may be replayed: doing it twice leaves what doing it once left.
 local ROOT = 'velocity:'
 local LEASES, DEADLINES = ROOT .. 'leases', ROOT .. 'deadlines'
-local FINAL = 'final' -- the unit of work that merges a job's results, once all its shards are closed
+local FINAL = 'final' -- the unit of work that merges a job's results once all its shards are closed, and its own lane
 
 local function job_key(job) return ROOT .. 'job:' .. job end
 local function unit_key(job, unit) return ROOT .. 'job:' .. job .. ':unit:' .. unit end
 local function done_key(job) return ROOT .. 'job:' .. job .. ':done' end
 local function failed_key(job) return ROOT .. 'job:' .. job .. ':failed' end
 local function pending_key(lane) return ROOT .. 'pending:' .. lane end
+local function lane_of(job, unit) return unit == FINAL and FINAL or redis.call('HGET', job_key(job), 'lane') end
 local function member(job, unit) return job .. '/' .. unit end
 
 local function now_ms()
@@ -30,7 +31,7 @@ local function finalize_when_closed(job)
   redis.call('HSET', key, 'status', 'finalizing', 'outcome', outcome, 'finalizing_at', int(now_ms()))
   redis.call('ZREM', DEADLINES, job)
   redis.call('HSET', unit_key(job, FINAL), 'state', 'pending', 'epoch', 0, 'first', 0, 'count', 0, 'score', 0, 'crashes', 0)
-  redis.call('ZADD', pending_key(redis.call('HGET', key, 'lane')), 0, member(job, FINAL))
+  redis.call('ZADD', pending_key(FINAL), 0, member(job, FINAL))
 end
 
 -- A shard whose items are all finished, or whose job is stopping, is worked on no more.
@@ -47,10 +48,9 @@ end
 local function give_back(job, unit)
   local key = unit_key(job, unit)
   redis.call('ZREM', LEASES, member(job, unit))
-  local state = redis.call('HMGET', job_key(job), 'status', 'lane')
-  if unit ~= FINAL and stopping(state[1]) then return close_shard(job, unit) end
+  if unit ~= FINAL and stopping(redis.call('HGET', job_key(job), 'status')) then return close_shard(job, unit) end
   redis.call('HSET', key, 'state', 'pending', 'owner', '')
-  redis.call('ZADD', pending_key(state[2]), redis.call('HGET', key, 'score'), member(job, unit))
+  redis.call('ZADD', pending_key(lane_of(job, unit)), redis.call('HGET', key, 'score'), member(job, unit))
 end
 
 -- No shard of the job starts any more; those that run learn of it at their next commit.

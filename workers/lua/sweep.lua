@@ -1,6 +1,6 @@
 -- Expired leases go back to pending; jobs past their deadline stop.
 -- ARGV: lane, most units to take back in one call
--- Returns: units taken back, jobs that expired, units pending in the lane
+-- Returns: units taken back, jobs that expired, units pending in the lane and of the finalizer
 local now = now_ms()
 local back = redis.call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0, tonumber(ARGV[2]))
 for _, entry in ipairs(back) do
@@ -15,4 +15,4 @@ for _, entry in ipairs(back) do
 end
 local late = redis.call('ZRANGEBYSCORE', DEADLINES, '-inf', now)
 for _, job in ipairs(late) do stop_job(job, 'expiring') end
-return {#back, #late, redis.call('ZCARD', pending_key(ARGV[1]))}
+return {#back, #late, redis.call('ZCARD', pending_key(ARGV[1])) + redis.call('ZCARD', pending_key(FINAL))}
