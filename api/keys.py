@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 
 from api.errors import ApiError
 from engine.errors import SettingsError
-from workers import redis_keys
+from workers import durable, redis_keys
 from workers.errors import StorageError
 from workers.job import new_id
 from workers.redis import translated
@@ -136,11 +136,8 @@ class Keys:
 
     def _write(self, key: Key) -> None:
         try:
-            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            draft = self._directory / f"{key.id}.draft"
-            draft.write_text(key.model_dump_json(indent=2))
-            draft.chmod(0o600)
-            draft.rename(self._directory / f"{key.id}.json")
+            durable.make_directory(self._directory, 0o700)
+            durable.replace(self._directory / f"{key.id}.json", key.model_dump_json(indent=2).encode(), 0o600)
         except OSError as error:
             raise StorageError(f"The key can't be stored in {self._directory}: {error.strerror}.") from error
 

@@ -46,12 +46,16 @@ class Stack:
         if own_engine:
             settings = settings.model_copy(update={"engine_url": f"http://127.0.0.1:{free_port()}"})
         self.settings = settings
-        self.url = f"http://{settings.host}:{settings.port}"
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        self.url = f"http://{host}:{settings.port}"
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Stack]:
         """All processes up and healthy inside, all ended after. Raises StartError that names what did not come up."""
-        self.logs.mkdir(parents=True, exist_ok=True)
+        try:
+            self.logs.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StartError(f"The data directory {self.settings.data_dir} can't be used: {error.strerror}.") from None
         with (self.settings.data_dir / "up.lock").open("w") as lock:
             _lock(lock, self.settings.data_dir)
             require_free(self.settings.host, self.settings.port, "the api")
@@ -63,8 +67,24 @@ class Stack:
                 yield self
             finally:
                 state.unlink(missing_ok=True)
-                for child in reversed(self._children):  # who depends on others ends first
-                    await child.stop()
+                await self._stop()
+
+    async def _stop(self) -> None:
+        """Who depends on others ends first: api and worker, then the engine, then Redis."""
+        order: list[list[Child]] = [
+            [child for child in self._children if child.spec.name in names]
+            for names in (("api", "worker"), ("engine",), ("redis",))
+        ]
+        busy = max((child.spec.stop_seconds for child in order[0]), default=0)
+        if busy:
+            self._say(f"ending; what is running has up to {busy:.0f} s (a second Ctrl-C ends it at once)")
+        try:
+            for children in order:
+                await asyncio.gather(*(child.stop() for child in children))
+        except asyncio.CancelledError:
+            for child in self._children:
+                child.kill()
+            raise
 
     async def supervise(self) -> None:
         """Restart what dies, until one is beyond rescue (raises StartError) or this is cancelled."""

@@ -128,6 +128,11 @@ class Child:
         if self._forwarder is not None:
             await self._forwarder
 
+    def kill(self) -> None:
+        """SIGKILL to the whole group, now."""
+        if self._process is not None:
+            _signal_group(self._process.pid, signal.SIGKILL)
+
     async def _forward(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None  # noqa: S101 - asked for in start()
         sink = self.spec.log_file.open("ab") if self.spec.log_file else None

@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 
 
 async def run_until_signal(work: Coroutine[object, object, None]) -> bool:
-    """Run `work`; on the first SIGINT or SIGTERM cancel it and wait for its clean-up.
+    """Run `work`; on SIGINT or SIGTERM cancel it and wait for its clean-up, which a second signal cancels again.
 
     Returns True if a signal ended it. An exception of `work` is raised on.
     """
@@ -17,9 +17,8 @@ async def run_until_signal(work: Coroutine[object, object, None]) -> bool:
     signalled = asyncio.Event()
 
     def stop() -> None:
-        if not signalled.is_set():  # a second signal must not interrupt the clean-up, which ends by itself
-            signalled.set()
-            task.cancel()
+        signalled.set()
+        task.cancel()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)

@@ -16,7 +16,7 @@ from workers.errors import LedgerUnavailable
 from workers.job import LANE
 from workers.ledger import Ledger
 from workers.pump import Pump
-from workers.redis import connect, connect_sync
+from workers.redis import connect, connect_sync, translated
 from workers.settings import WorkerSettings
 from workers.tickets import TicketWorker
 
@@ -27,16 +27,17 @@ logger = log.get(__name__)
 
 
 def run(settings: WorkerSettings) -> None:
-    """Work until SIGTERM or SIGINT; what is running then is finished or given back."""
+    """Work until SIGTERM or SIGINT; what is running then is finished or given back. Raises LedgerUnavailable."""
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     ended = threading.Event()
     beating = threading.Thread(target=lambda: uvloop.run(_beat(settings, name, ended)), name="heartbeat")
     beating.start()
     try:
-        redis = connect_sync(settings.redis_url)
-        worker = TicketWorker(redis, LANE, name, lambda stop: uvloop.run(_drain(settings, stop)))
-        logger.info("worker_started", worker=name, window=settings.bulk_window)
-        worker.work(logging_level=None)
+        with translated():
+            redis = connect_sync(settings.redis_url)
+            worker = TicketWorker(redis, LANE, name, lambda stop: uvloop.run(_drain(settings, stop)))
+            logger.info("worker_started", worker=name, window=settings.bulk_window)
+            worker.work(logging_level=None)
     finally:
         ended.set()
         beating.join()

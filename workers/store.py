@@ -23,6 +23,7 @@ from typing import Self
 
 import orjson
 
+from workers import durable
 from workers.errors import NoSuchJob, StorageError
 from workers.job import Item, JobSpec, Record, is_id
 
@@ -47,23 +48,18 @@ class JobFiles:
         draft = self.path.with_suffix(".draft")
         with _storage("The job can't be stored"):
             try:
-                for parent in (self.path.parent.parent, self.path.parent):
-                    parent.mkdir(parents=True, exist_ok=True)
-                    _sync_directory(parent.parent)
-                (draft / "seg").mkdir(parents=True)
+                durable.make_directory(draft / "seg")
                 offset, offsets = 0, bytearray()
-                with _durable(draft / "input.jsonl") as lines:
+                with durable.new_file(draft / "input.jsonl") as lines:
                     for line in items:
                         offsets += _OFFSET.pack(offset)
-                        _write(lines, line)
+                        durable.write_all(lines, line)
                         offset += len(line)
-                with _durable(draft / "input.index") as index:
-                    _write(index, bytes(offsets + _OFFSET.pack(offset)))
-                with _durable(draft / "job.json") as file:
-                    _write(file, orjson.dumps(spec.model_dump()))
-                _sync_directory(draft)
+                with durable.new_file(draft / "input.index") as index:
+                    durable.write_all(index, bytes(offsets + _OFFSET.pack(offset)))
+                durable.replace(draft / "job.json", orjson.dumps(spec.model_dump()))
                 draft.rename(self.path)
-                _sync_directory(self.path.parent)
+                durable.sync_directory(self.path.parent)
             except OSError:
                 shutil.rmtree(draft, ignore_errors=True)
                 raise
@@ -106,15 +102,19 @@ class JobFiles:
         """
         drafts = {path: path.with_suffix(f".{owner}.draft") for path in (self.output, self.errors)}
         output, errors = drafts.values()
-        with _storage("The job's results can't be written"), _durable(output) as good, _durable(errors) as bad:
+        with (
+            _storage("The job's results can't be written"),
+            durable.new_file(output) as good,
+            durable.new_file(errors) as bad,
+        ):
             for record in records:
-                _write(good if record.ok else bad, _encode(record) + b"\n")
+                durable.write_all(good if record.ok else bad, _encode(record) + b"\n")
 
         def publish() -> None:
             with _storage("The job's results can't be put into place"):
                 for path, draft in drafts.items():
                     draft.rename(path)
-                _sync_directory(self.path)
+                durable.sync_directory(self.path)
 
         return publish
 
@@ -157,8 +157,8 @@ class Segment:
         with _storage("Results can't be written"):
             if self._file is None:
                 self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
-                _sync_directory(self._path.parent)
-            _write(self._file, data)
+                durable.sync_directory(self._path.parent)
+            durable.write_all(self._file, data)
             os.fdatasync(self._file)
         self.length += len(data)
         return self.length
@@ -179,31 +179,6 @@ def _decode(line: bytes) -> Record:
     if int(crc, 16) != zlib.crc32(data):
         raise StorageError("A stored result is damaged: its checksum does not match.")
     return Record(**orjson.loads(data))
-
-
-@contextmanager
-def _durable(path: Path) -> Iterator[int]:
-    """A new file's descriptor; what was written is fsynced on the way out."""
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640)
-    try:
-        yield file
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
-def _write(file: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(file, view) :]
-
-
-def _sync_directory(path: Path) -> None:
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 @contextmanager

@@ -63,8 +63,8 @@ class VelocityClient:
         async with self._http.stream("POST", "/v1/chat/completions", json=body) as response:
             if response.status_code >= 400:
                 raise AnswerError(_reason(response.status_code, await response.aread()))
-            async for line in response.aiter_lines():
-                if not line.startswith("data: ") or line == "data: [DONE]":
+            async for line in _lines(response):
+                if not line.startswith(b"data: ") or line == b"data: [DONE]":
                     continue
                 event = orjson.loads(line[6:])
                 if "error" in event:
@@ -83,8 +83,19 @@ class VelocityClient:
         async with self._http.stream("GET", f"/jobs/{job}/results", params={"after": after}) as response:
             if response.status_code >= 400:
                 raise AnswerError(_reason(response.status_code, await response.aread()))
-            async for line in response.aiter_lines():
+            async for line in _lines(response):
                 yield orjson.loads(line)
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Lines ended by a newline and nothing else: JSON may hold what Unicode calls line ends."""
+    rest = b""
+    async for data in response.aiter_bytes():
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            yield line
+    if rest:
+        yield rest
 
 
 def _reason(status: int, body: bytes) -> str:

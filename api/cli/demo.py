@@ -9,7 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
+from rich.markup import escape
 from rich.panel import Panel
+from rich.text import Text
 
 from api.cli.client import ChatTiming, VelocityClient
 from api.cli.keys import issue
@@ -38,14 +41,23 @@ def demo() -> None:
     with errors_for_people():
         settings = load_settings(data_dir=directory, port=free_port(), log_level="WARNING")
         log.configure(settings, "demo")
-        stack = Stack(settings, lambda message: out.print(f"  [dim]{message}[/]"), own_redis=True, own_engine=True)
+        stack = Stack(
+            settings,
+            lambda message: out.print(f"  {message}", style="dim", markup=False),
+            own_redis=True,
+            own_engine=True,
+        )
         try:
             stopped = asyncio.run(_run(stack))
-        except VelocityError as error:
-            fail(f"The demo failed: {error} Logs are kept in {stack.logs}")
+        except (VelocityError, httpx.TransportError) as error:
+            fail(f"The demo failed: {str(error) or type(error).__name__} Logs are kept in {stack.logs}")
     shutil.rmtree(directory)
     if stopped:
         fail("stopped")
+
+
+def _say(message: str) -> None:
+    out.print(f"  {message}", style="dim", markup=False, soft_wrap=True)
 
 
 async def _run(stack: Stack) -> bool:
@@ -57,17 +69,17 @@ async def _story(stack: Stack) -> None:
     _stage(1, "Starting Redis, a real vLLM with a small model, a worker and the api (about a minute)")
     async with stack.running():
         supervising = asyncio.create_task(stack.supervise())
+        story = asyncio.create_task(_use(stack.settings, stack.url, began))
         try:
-            story = asyncio.create_task(_use(stack.settings, stack.url, began))
             await asyncio.wait({supervising, story}, return_when=asyncio.FIRST_COMPLETED)
             if supervising.done():
-                story.cancel()
                 supervising.result()
             story.result()
             _stage(6, "Ending everything")
         finally:
+            story.cancel()
             supervising.cancel()
-            await asyncio.gather(supervising, return_exceptions=True)
+            await asyncio.gather(story, supervising, return_exceptions=True)
     out.print("\n[bold green]Done.[/] To keep it running: [bold].venv/bin/velocity up[/]")
 
 
@@ -90,7 +102,7 @@ async def _use(settings: ApiSettings, url: str, began: float) -> None:
         beside = await busy
         _stage(5, "Results, in input order")
         await _show_results(client, over)
-    out.print(Panel(_summary(over, idle, beside), title="summary", expand=False))
+    out.print(Panel(Text(_summary(over, idle, beside)), title="summary", expand=False))
     if over["status"] != "completed" or over["counts"]["failed"]:
         raise StartError(f"The job ended as {over['status']} with {over['counts']['failed']} failed items.")
 
@@ -114,7 +126,7 @@ async def _chat(client: VelocityClient, prompt: str, max_tokens: int) -> ChatTim
     timing = ChatTiming()
     out.print(f"  > {prompt}\n  ", end="")
     async for piece in client.chat(_chat_body(prompt, max_tokens), timing):
-        out.print(f"[cyan]{piece.replace('[', chr(92) + '[')}[/]", end="")
+        out.print(Text(piece, style="cyan"), end="")
     out.print(f"\n  [bold]{timing.summary}[/]")
     return timing
 
@@ -136,7 +148,9 @@ async def _show_results(client: VelocityClient, job: dict[str, Any]) -> None:
     async for line in client.results(job["id"]):
         if line["response"] and shown < 3:
             text = line["response"]["choices"][0]["message"]["content"]
-            out.print(f"  {line['index']:2} [bold]{line['id']}[/]: {' '.join(text.split())[:90]}…", soft_wrap=True)
+            out.print(
+                f"  {line['index']:2} [bold]{line['id']}[/]: {escape(' '.join(text.split())[:90])}…", soft_wrap=True
+            )
             shown += 1
     out.print(f"  … and {job['counts']['completed'] - shown} more")
 

@@ -6,6 +6,7 @@ import asyncio
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from api.cli.terminal import errors_for_people, load_settings, out
@@ -37,7 +38,7 @@ def profiles() -> None:
         parser = found.tool_call_parser or "none"
         table.add_row(name, found.checkpoint, found.hardware, found.precision, str(found.max_model_len), parser)
         for reason in found.unmet:
-            table.add_row("", f"[yellow]{reason}[/]")
+            table.add_row("", f"[yellow]{escape(reason)}[/]")
     out.print(table)
 
 

@@ -9,11 +9,11 @@ from typing import Annotated
 
 import orjson
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from api.cli.client import VelocityClient
 from api.cli.progress import watch
-from api.cli.terminal import DEFAULT_URL, ApiKey, Url, err, errors_for_people, fail, out
+from api.cli.terminal import ApiKey, Url, client_of, err, errors_for_people, fail, out
 
 app = typer.Typer(no_args_is_help=True, help="Bulk jobs.")
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, job_…")]
@@ -23,17 +23,18 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, job_…")
 def submit(
     file: Annotated[Path, typer.Argument(help="The body of POST /jobs as JSON; - for standard input.")],
     follow: Annotated[bool, typer.Option("--watch", help="Show progress until the job is over.")] = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     key: ApiKey = "",
 ) -> None:
     """Submit a job; prints its id."""
 
     async def run() -> None:
-        async with VelocityClient(url, key) as client:
+        async with client_of(url, key) as client:
             job = await client.json("POST", "/jobs", content=body, headers={"content-type": "application/json"})
             out.print(job["id"])
-            if follow:
-                await watch(client, job["id"], err)
+            over = await watch(client, job["id"], err) if follow else None
+        if over and not over["counts"]["completed"]:
+            fail(f"No item of the job succeeded; it is {over['status']}. See: velocity jobs results {over['id']}")
 
     with errors_for_people():
         try:
@@ -44,17 +45,17 @@ def submit(
 
 
 @app.command("list")
-def list_jobs(limit: int = 20, url: Url = DEFAULT_URL, key: ApiKey = "") -> None:
+def list_jobs(limit: int = 20, url: Url = None, key: ApiKey = "") -> None:
     """Your jobs, newest first."""
 
     async def run() -> None:
-        async with VelocityClient(url, key) as client:
+        async with client_of(url, key) as client:
             page = await client.json("GET", "/jobs", params={"limit": limit})
         table = Table("job", "name", "status", "done", "failed", "total", box=None)
         for job in page["data"]:
             counts = job["counts"]
             numbers = (str(counts[name]) for name in ("completed", "failed", "total"))
-            table.add_row(job["id"], job["name"] or "", job["status"], *numbers)
+            table.add_row(job["id"], escape(job["name"] or ""), job["status"], *numbers)
         out.print(table)
 
     with errors_for_people():
@@ -65,13 +66,13 @@ def list_jobs(limit: int = 20, url: Url = DEFAULT_URL, key: ApiKey = "") -> None
 def show(
     job: JobId,
     follow: Annotated[bool, typer.Option("--watch", help="Show progress until the job is over.")] = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     key: ApiKey = "",
 ) -> None:
     """One job as JSON."""
 
     async def run() -> None:
-        async with VelocityClient(url, key) as client:
+        async with client_of(url, key) as client:
             state = await watch(client, job, err) if follow else await client.json("GET", f"/jobs/{job}")
         out.print_json(data=state)
 
@@ -83,13 +84,13 @@ def show(
 def results(
     job: JobId,
     after: Annotated[int, typer.Option(help="Only items after this input index.")] = -1,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     key: ApiKey = "",
 ) -> None:
     """Finished items as NDJSON, in input order; also while the job runs."""
 
     async def run() -> None:
-        async with VelocityClient(url, key) as client:
+        async with client_of(url, key) as client:
             async for line in client.results(job, after):
                 sys.stdout.buffer.write(orjson.dumps(line) + b"\n")
 
@@ -98,11 +99,11 @@ def results(
 
 
 @app.command()
-def cancel(job: JobId, url: Url = DEFAULT_URL, key: ApiKey = "") -> None:
+def cancel(job: JobId, url: Url = None, key: ApiKey = "") -> None:
     """Stop a job; finished items are kept."""
 
     async def run() -> None:
-        async with VelocityClient(url, key) as client:
+        async with client_of(url, key) as client:
             state = await client.json("POST", f"/jobs/{job}/cancel")
         out.print(f"{state['id']} is {state['status']}")
 

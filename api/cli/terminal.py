@@ -11,7 +11,9 @@ import orjson
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.text import Text
 
+from api.cli.client import VelocityClient
 from api.settings import ApiSettings
 from api.stack import STATE_FILE
 from engine.errors import SettingsError, VelocityError
@@ -19,14 +21,14 @@ from engine.errors import SettingsError, VelocityError
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-Url = Annotated[str, typer.Option(envvar="VELOCITY_URL", help="Where velocity answers.")]
+Url = Annotated[str | None, typer.Option(envvar="VELOCITY_URL", help="Where velocity answers.")]
 ApiKey = Annotated[str, typer.Option("--key", envvar="VELOCITY_API_KEY", help="API key.")]
-DEFAULT_URL = "http://127.0.0.1:8001"
+_DEFAULT_URL = "http://127.0.0.1:8001"
 
 
 def fail(message: str) -> NoReturn:
     """Say what is wrong and end with status 1."""
-    err.print(f"[bold red]error:[/] {message}", markup=True, soft_wrap=True)
+    err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
     raise typer.Exit(1)
 
 
@@ -35,9 +37,25 @@ def errors_for_people() -> Iterator[None]:
     """Expected failures become one sentence; anything else is a bug and keeps its traceback."""
     try:
         yield
-    except (VelocityError, httpx.TransportError) as error:
-        what = f"velocity does not answer: {error}" if isinstance(error, httpx.TransportError) else str(error)
-        fail(what.replace("[", "\\["))
+    except httpx.ConnectError as error:
+        fail(f"velocity does not answer: {error}. Is it running (velocity up), and at that address?")
+    except httpx.TransportError as error:
+        fail(f"The connection to velocity broke: {error or type(error).__name__}.")
+    except (VelocityError, httpx.InvalidURL) as error:
+        fail(str(error))
+
+
+def client_of(url: str | None, key: str) -> VelocityClient:
+    """A client of the velocity at `url`, else of the one that runs on this data directory, else at the default address.
+
+    Raises SettingsError for a key that can't be sent.
+    """
+    if not key.isascii():
+        raise SettingsError("The API key has characters that no key has.")
+    state = load_settings().data_dir / STATE_FILE
+    if url is None and state.exists():
+        url = str(orjson.loads(state.read_bytes())["url"])
+    return VelocityClient(url or _DEFAULT_URL, key)
 
 
 def load_settings(**overrides: object) -> ApiSettings:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from api.cli.terminal import err, errors_for_people, load_settings
 from api.settings import ApiSettings
@@ -38,7 +39,7 @@ def up(
 
 def say(message: str) -> None:
     """One line of what is going on."""
-    err.print(f"[dim]velocity[/] {message}", soft_wrap=True)
+    err.print(Text.assemble(("velocity ", "dim"), message), soft_wrap=True)
 
 
 async def _run(stack: Stack, settings: ApiSettings) -> None:
@@ -46,8 +47,10 @@ async def _run(stack: Stack, settings: ApiSettings) -> None:
         say(f"starting; logs in {stack.logs}")
         async with stack.running():
             err.print(f"[bold green]ready[/]: OPENAI_BASE_URL={stack.url}/v1", soft_wrap=True)
-            how = "any key will do (open mode)" if settings.open else "make a key with: velocity keys create NAME"
-            say(f"{how}; health at {stack.url}/health; Ctrl-C ends everything")
+            where = f"VELOCITY_DATA_DIR={settings.data_dir} " if "data_dir" in settings.model_fields_set else ""
+            how = "any key will do (open mode)" if settings.open else f"make a key: {where}velocity keys create NAME"
+            say(how)
+            say(f"health: {stack.url}/health; Ctrl-C ends everything")
             await stack.supervise()
 
     if await run_until_signal(work()):

@@ -50,8 +50,11 @@ async def front_door(settings: ApiSettings, engine: FakeEngine) -> AsyncIterator
         async with Gateway.opened(settings) as gateway:
             server = Server(config(gateway))
             serving = asyncio.create_task(server.serve(sockets=[bound]))
-            while not server.started:
-                await asyncio.sleep(0.01)
+            async with asyncio.timeout(30):
+                while not server.started:
+                    if serving.done():
+                        serving.result()
+                    await asyncio.sleep(0.01)
             key = "none" if settings.open else (await gateway.keys.create("test", None))[1]
             try:
                 yield Door(f"http://127.0.0.1:{bound.getsockname()[1]}", settings, gateway, engine, key)

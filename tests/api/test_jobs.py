@@ -186,8 +186,9 @@ async def test_an_engine_that_is_away_costs_no_item(door: Door) -> None:
     door.engine.token_seconds = 0.005
     job_id = await submitted(door, job(*["hi"] * 40))
     draining = asyncio.create_task(door.drain())
-    while not door.engine.requests:
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(30):
+        while not door.engine.requests:
+            await asyncio.sleep(0.01)
     door.engine.healthy = False
     await asyncio.sleep(2)
     door.engine.healthy = True

@@ -61,8 +61,10 @@ async def test_a_client_that_leaves_frees_the_engine(door: Door, stream: bool) -
     async with door.client() as client:
         request = client.build_request("POST", "/v1/chat/completions", json=chat("hang", stream=stream))
         sending = asyncio.create_task(client.send(request, stream=True))
-        while not door.engine.running:
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(30):
+            while not door.engine.running:
+                assert not sending.done(), "the request was refused"
+                await asyncio.sleep(0.01)
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
     async with asyncio.timeout(5):
@@ -131,23 +133,6 @@ async def test_an_oversized_body_is_413(settings: ApiSettings, engine: FakeEngin
         response = await client.post("/v1/chat/completions", json=chat("x" * 2000))
     assert response.status_code == 413
     assert response.json()["error"]["code"] == "request_too_large"
-
-
-async def test_one_clients_answer_never_reaches_another(door: Door) -> None:
-    """A client that reads slowly and leaves must not leave its answer behind in a pooled connection."""
-    stranger = (await door.gateway.keys.create("stranger", None))[1]
-    for _ in range(5):
-        reader, writer = await asyncio.open_connection("127.0.0.1", int(door.url.rpartition(":")[2]), limit=1024)
-        body = orjson.dumps(chat("tokens 30000", stream=True))
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {door.key}\r\n"
-        writer.write(f"{head}content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
-        await reader.read(100)
-        await asyncio.sleep(0.2)
-        writer.close()
-        await writer.wait_closed()
-        async with door.client(stranger) as client:
-            answer = await client.post("/v1/chat/completions", json=chat("tokens 2"))
-            assert answer.json()["choices"][0]["message"]["content"] == "t0 t1 "
 
 
 async def test_a_client_that_stops_reading_is_given_up_and_the_engine_freed(door: Door) -> None:

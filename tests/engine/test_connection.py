@@ -113,6 +113,21 @@ async def test_connections_are_kept_alive_and_reused() -> None:
         assert connections == 1
 
 
+async def test_an_unread_answer_is_never_the_next_requests() -> None:
+    """A client that leaves while its answer is complete but unread must not leave it behind for somebody else."""
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readuntil(b"\r\n\r\n"):
+            name = await reader.readexactly(1)
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 11\r\n\r\nanswer to " + name)
+
+    async with raw_server(handler) as url, EngineClient(url) as client:
+        async with client.exchange(Endpoint.CHAT, b"A") as up:
+            await up.head()
+            await asyncio.sleep(0.1)  # the whole answer has arrived
+        assert (await client.call(Endpoint.CHAT, b"B", timeout=5)).body == b"answer to B"
+
+
 async def test_a_slow_reader_pauses_the_engine() -> None:
     size = 64 * HIGH_WATER
     sent = 0

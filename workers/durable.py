@@ -1,0 +1,52 @@
+"""Files that are on the disk when these functions return: written, fsynced, renamed, their directory fsynced."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def new_file(path: Path, mode: int = 0o640) -> Iterator[int]:
+    """A new (or emptied) file's descriptor; what was written is fsynced on the way out. Raises OSError."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        yield file
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def write_all(file: int, data: bytes) -> None:
+    """Write all of `data`, also where the system takes only a part at a time. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
+
+
+def replace(path: Path, data: bytes, mode: int = 0o640) -> None:
+    """The file `path` with this content: after a crash either whole or as it was. Raises OSError."""
+    draft = path.with_name(path.name + ".draft")
+    with new_file(draft, mode) as file:
+        write_all(file, data)
+    draft.rename(path)
+    sync_directory(path.parent)
+
+
+def make_directory(path: Path, mode: int = 0o750) -> None:
+    """A directory and its parents, durable. Raises OSError."""
+    missing = [parent for parent in (path, *path.parents) if not parent.exists()]
+    path.mkdir(parents=True, exist_ok=True, mode=mode)
+    for made in missing:
+        sync_directory(made.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames and new names in a directory durable. Raises OSError."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
