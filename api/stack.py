@@ -53,7 +53,8 @@ class Stack:
     async def running(self) -> AsyncIterator[Stack]:
         """All processes up and healthy inside, all ended after. Raises StartError that names what did not come up."""
         try:
-            self.logs.mkdir(parents=True, exist_ok=True)
+            for folder in (self.logs, self.settings.data_dir / redis_server.FOLDER):
+                folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StartError(f"The data directory {self.settings.data_dir} can't be used: {error.strerror}.") from None
         with (self.settings.data_dir / "up.lock").open("w") as lock:

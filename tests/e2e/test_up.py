@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 
 import httpx
+import orjson
 import pytest
 
 from engine.ports import free_port, listen
@@ -133,6 +134,49 @@ def test_wrong_settings_are_named() -> None:
     unknown = run("engine", "serve", "--profile", "gpt-5")
     assert unknown.returncode == 1
     assert "velocity-30b" in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "said"),
+    [
+        (["worker"], {"VELOCITY_REDIS_URL": "redis://127.0.0.1:9"}, "Redis did not answer"),
+        (["worker"], {"VELOCITY_REDIS_URL": "127.0.0.1:6379"}, "VELOCITY_REDIS_URL"),
+        (["api"], {"VELOCITY_LOG_LEVEL": "LOUD"}, "VELOCITY_LOG_LEVEL"),
+        (["api"], {"VELOCITY_ENGINE_URL": "localhost"}, "localhost"),
+        (["api"], {"VELOCITY_OPEN": "1", "VELOCITY_HOST": "0.0.0.0"}, "VELOCITY_OPEN"),
+        (["up", "--data", "/proc/nope"], {}, "/proc/nope"),
+        (["keys", "create", "x"], {"VELOCITY_REDIS_URL": "redis://127.0.0.1:9"}, "Redis did not answer"),
+        (["chat", "hi", "--key", "vk_ü"], {}, "API key"),
+    ],
+)
+def test_failures_are_sentences(arguments: list[str], env: dict[str, str], said: str) -> None:
+    failed = run(*arguments, **env)
+    assert failed.returncode == 1
+    assert said in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_foreign_text_is_shown_as_it_is(up: Up) -> None:
+    text = "[/x] [bold]\u2028\u0085"
+    job = {"name": text, "model": "tiny", "items": [{"id": text, "messages": [{"role": "user", "content": "hi"}]}]}
+    submitted = up.velocity("jobs", "submit", "-", "--watch", stdin=orjson.dumps(job).decode())
+    assert "[/x]" in up.velocity("jobs", "list").stdout
+    (line,) = up.velocity("jobs", "results", submitted.stdout.split()[0]).stdout.encode().splitlines()
+    assert orjson.loads(line)["id"] == text
+
+
+def test_a_job_without_a_success_is_a_failure_to_the_shell(up: Up) -> None:
+    job = {"model": "tiny", "items": [{"id": "a", "messages": [{"role": "user", "content": "status 400"}]}]}
+    failed = up.velocity("jobs", "submit", "-", "--watch", stdin=orjson.dumps(job).decode(), check=False)
+    assert failed.returncode == 1
+    assert "No item" in failed.stderr
+
+
+def test_commands_find_the_velocity_that_runs_on_their_data(up: Up) -> None:
+    env = {"VELOCITY_DATA_DIR": str(up.data), "VELOCITY_API_KEY": up.key}
+    assert run("jobs", "list", **env).returncode == 0
+    chat = run("chat", "tokens 3", "--model", "tiny", **env)
+    assert chat.stdout.strip() == "t0 t1 t2"
 
 
 def test_commands_without_a_server_say_so() -> None:
