@@ -11,9 +11,7 @@ from pathlib import Path
 
 from engine.child import ChildSpec
 from engine.errors import StartError
-from workers.errors import LedgerUnavailable
-from workers.ledger import Ledger
-from workers.redis import connect
+from workers.redis import answers
 
 FOLDER = "redis"
 """Of the data directory; whoever starts the child makes it."""
@@ -49,20 +47,12 @@ def child(data_dir: Path, log_file: Path) -> tuple[str, ChildSpec]:
     socket = socket_path(data_dir)
     url = f"unix://{socket}"
 
-    async def ready() -> bool:
-        redis = connect(url, 1.0)
-        try:
-            await Ledger(redis).ping()
-        except LedgerUnavailable:
-            return False
-        finally:
-            await redis.aclose()
-        return True
-
     options = {
         "port": "0", "unixsocket": str(socket), "unixsocketperm": "700", "dir": str(data_dir / FOLDER),
         "appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction", "save": "",
         "daemonize": "no", "logfile": "",
     }  # fmt: skip
     command = [str(binary()), *(part for name, value in options.items() for part in (f"--{name}", value))]
-    return url, ChildSpec(name="redis", command=command, ready=ready, start_seconds=30, log_file=log_file)
+    return url, ChildSpec(
+        name="redis", command=command, ready=lambda: answers(url), start_seconds=30, log_file=log_file
+    )

@@ -22,7 +22,7 @@ from engine.errors import StartError
 from engine.ports import free_port, require_free
 from workers.errors import LedgerUnavailable
 from workers.ledger import Ledger
-from workers.redis import connect
+from workers.redis import answers, connect
 
 Say = Callable[[str], None]
 Ready = Callable[[], Awaitable[bool]]
@@ -190,16 +190,6 @@ class Stack:
         finally:
             await redis.aclose()
 
-    async def _redis_ready(self) -> bool:
-        redis = connect(self.settings.redis_url, 1.0)
-        try:
-            await Ledger(redis).ping()
-        except LedgerUnavailable:
-            return False
-        finally:
-            await redis.aclose()
-        return True
-
     async def _api_ready(self) -> bool:
         return bool(await self._health())  # it is up, whatever it says of the others
 
@@ -213,7 +203,7 @@ class Stack:
 
     async def _require_given(self) -> None:
         """What was named instead of started must be there."""
-        if not self._redis and not await self._redis_ready():
+        if not self._redis and not await answers(self.settings.redis_url):
             raise StartError(f"Redis does not answer at {self.settings.redis_url}. Start it, or leave out --redis-url.")
         if not self._own_engine and not await self._engine_ready():
             raise StartError(

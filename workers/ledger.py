@@ -136,11 +136,6 @@ class Ledger:
             {key[8:].decode(): int(value) for key, value in raw.items() if key.startswith(b"segment:")} for raw in raws
         ]
 
-    async def ping(self) -> None:
-        """Raises LedgerUnavailable if Redis does not answer."""
-        with translated():
-            await self._redis.ping()
-
     async def _run(self, name: str, *args: str | float | bytes) -> Any:
         with translated():
             return await self._scripts.run(name, *args)

@@ -30,6 +30,19 @@ def connect(url: str, timeout: float) -> Redis:
     return Redis.from_pool(pool)
 
 
+async def answers(url: str) -> bool:
+    """Whether a Redis answers there within a second."""
+    redis = connect(url, 1.0)
+    try:
+        with translated():
+            await redis.ping()
+    except LedgerUnavailable:
+        return False
+    finally:
+        await redis.aclose()
+    return True
+
+
 def connect_sync(url: str, timeout: float | None = None) -> sync_redis.Redis:
     """A synchronous client for RQ; no retries, since a replayed enqueue would be a second one.
 
