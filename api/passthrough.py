@@ -36,9 +36,16 @@ _PING = b": ping\n\n"
 _LAST_WORDS = 5.0
 """Seconds that an error message may take to leave."""
 
+_ERROR_EVENT = b'data: {"error":'
+"""How vLLM reports a failure in mid-stream, after which it ends the stream as if nothing had happened."""
+
 T = TypeVar("T")
 
 logger = log.get(__name__)
+
+
+class _ToldByEngine(EngineError):
+    """The engine has written an error into its stream."""
 
 
 @dataclass(slots=True)
@@ -130,6 +137,8 @@ class Passthrough:
                 raise
             if relay.writing:
                 return "client_stalled"  # there is nobody to tell
+            if isinstance(error, _ToldByEngine):
+                return "engine_error"  # told already; only the clean end is withheld
             fault = error if isinstance(error, EngineError) else EngineTimeout("The request took too long in all.")
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS):
@@ -183,6 +192,8 @@ class Passthrough:
             async with asyncio.timeout(patience) as stall:
                 while data:
                     await relay.write(sift.feed(data))
+                    if _ERROR_EVENT in data:
+                        raise _ToldByEngine
                     stall.reschedule(clock() + patience)
                     data = await upstream.chunk()
                     stall.reschedule(clock() + patience)

@@ -105,7 +105,7 @@ class _Connection(asyncio.Protocol):
             error = {"message": "scripted refusal", "type": "BadRequestError", "param": None, "code": int(script[1])}
             self.answer(int(script[1]), orjson.dumps({"error": error}))
             return
-        count = int(script[1]) if word in {"tokens", "stall", "break"} else 3
+        count = int(script[1]) if word in {"tokens", "stall", "break", "trouble"} else 3
         tokens = [f"t{number} " for number in range(count)]
         usage = {"prompt_tokens": 7, "completion_tokens": count, "total_tokens": 7 + count}
         if self.url == b"/v1/responses":
@@ -135,6 +135,13 @@ class _Connection(asyncio.Protocol):
             self.event({"choices": [{"index": 0, "delta": {"content": token}, "finish_reason": None}]})
         if word == "stall":
             await asyncio.sleep(3600)
+        if word == "trouble":  # as vLLM does: an error event, and then an end like any other
+            self.chunk(
+                b'data: {"error":{"message":"it broke","type":"InternalServerError","param":null,"code":500}}\n\n'
+            )
+            self.chunk(b"data: [DONE]\n\n")
+            self.transport.write(b"0\r\n\r\n")
+            return
         if word == "break":
             self.transport.abort()
             return

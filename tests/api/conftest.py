@@ -80,5 +80,9 @@ def settings(clean_redis: str, engine: FakeEngine, tmp_path: Path) -> ApiSetting
 
 @pytest.fixture
 async def door(settings: ApiSettings, engine: FakeEngine) -> AsyncIterator[Door]:
+    """A front door that has seen its engine."""
     async with front_door(settings, engine) as running:
+        async with asyncio.timeout(30):
+            while not running.gateway.watch.up:
+                await asyncio.sleep(0.01)
         yield running
