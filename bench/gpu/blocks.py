@@ -1,0 +1,145 @@
+"""A block: some seconds of one mixture of load against one running engine, and the record that it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+import time
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.gpu.load import Client, OpenLoad, Sizes, Stream, bulk, closed_loop, open_loop
+
+INTERACTIVE = 0
+BULK = 10
+"""Request priorities as velocity sends them: lower is earlier, above zero is bulk."""
+
+
+@dataclass(frozen=True)
+class Closed:
+    """`users` streams that start together, each sending `rounds` requests."""
+
+    sizes: Sizes
+    users: int
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Window:
+    """Bulk requests kept in flight. The engine sees them `lead` seconds before the block starts counting."""
+
+    sizes: Sizes
+    size: int
+    lead: float = 3.0
+
+
+@dataclass(frozen=True)
+class Block:
+    """One row of the plan. `dial` is what the co-serving scheduler is told first (None: leave it alone)."""
+
+    arm: str
+    seconds: float = 0.0
+    people: OpenLoad | Closed | None = None
+    window: Window | None = None
+    prioritised: bool = False
+    dial: dict[str, float] | None = None
+    seed: int = 1
+
+
+def _bulk_process(
+    url: str, model: str, window: Window, priority: int | None, salt: int, zero: float, stop: Path
+) -> list[tuple[float, int]]:
+    """Runs in its own process, so that bulk answers never delay the clock of a stream."""
+
+    async def run() -> list[tuple[float, int]]:
+        client = Client(url, model)
+        try:
+            return await bulk(
+                client,
+                window.sizes,
+                window=window.size,
+                salt=salt,
+                zero=zero,
+                over=lambda: stop.exists() or not stop.parent.exists(),
+                priority=priority,
+            )
+        finally:
+            await client.close()
+
+    return asyncio.run(run())
+
+
+async def _people(url: str, model: str, block: Block, salt: int, zero: float) -> list[Stream]:
+    priority = INTERACTIVE if block.prioritised else None
+    if block.people is None:
+        await asyncio.sleep(max(0.0, zero + block.seconds - time.monotonic()))
+        return []
+    client = Client(url, model)
+    try:
+        await asyncio.sleep(max(0.0, zero - time.monotonic()))
+        if isinstance(block.people, Closed):
+            shape = block.people
+            return await closed_loop(
+                client, shape.sizes, users=shape.users, rounds=shape.rounds, salt=salt, zero=zero, priority=priority
+            )
+        return await open_loop(
+            client, block.people, seconds=block.seconds, seed=block.seed, salt=salt, zero=zero, priority=priority
+        )
+    finally:
+        await client.close()
+
+
+async def run_block(
+    url: str, model: str, block: Block, *, salt: int, control: Path | None, pool: Executor
+) -> dict[str, Any]:
+    """Runs a block and returns its record (plain data, ready for JSON). `salt` makes its prompts its own."""
+    if block.dial is not None and control is not None:
+        (control / "dial.json").write_text(json.dumps(block.dial), encoding="utf-8")
+        await asyncio.sleep(1.2)
+    zero = time.monotonic() + (block.window.lead if block.window else 0.2)
+    done: list[tuple[float, int]] = []
+    if block.window is None:
+        streams = await _people(url, model, block, salt, zero)
+    else:
+        priority = BULK if block.prioritised else None
+        with tempfile.TemporaryDirectory() as folder:
+            stop = Path(folder) / "stop"  # bulk ends when the last person has got everything
+            future = asyncio.get_running_loop().run_in_executor(
+                pool, _bulk_process, url, model, block.window, priority, salt + 1, zero, stop
+            )
+            try:
+                streams = await _people(url, model, block, salt, zero)
+            finally:
+                stop.touch()
+            done = await future
+    status = _status(control)
+    await asyncio.sleep(0.5)
+    return {
+        "arm": block.arm,
+        "block": asdict(block),
+        "streams": [_compact(seen) for seen in streams],
+        "bulk": [(round(at, 3), tokens) for at, tokens in done],
+        "scheduler": status,
+    }
+
+
+def _compact(seen: Stream) -> dict[str, Any]:
+    return {
+        "due": round(seen.due, 5),
+        "ttft": round(seen.ttft, 5),
+        "last": round(seen.last, 5),
+        "tokens": seen.tokens,
+        "gaps": [round(gap, 5) for gap in seen.gaps],
+        "error": seen.error,
+    }
+
+
+def _status(control: Path | None) -> dict[str, Any] | None:
+    path = control / "status.json" if control else None
+    if path is None or not path.exists():
+        return None
+    status: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return status

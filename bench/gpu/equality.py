@@ -1,0 +1,109 @@
+"""`python -m bench.gpu.equality --model DIR`: the co-serving scheduler changes when tokens are computed, never which.
+
+Sends the same greedy requests to a stock server, one at a time, and to a velocity server all at once: bulk under a
+churn of interactive arrivals, with so few seats and KV blocks that requests are parked and preempted. Every answer must
+be the same text. In float32, because in bf16 the composition of a batch alone can move an argmax, in stock vLLM too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import time
+from itertools import chain
+from pathlib import Path
+
+import aiohttp
+
+from bench.gpu.blocks import BULK, INTERACTIVE
+from bench.gpu.server import Server
+
+FLAGS = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "8"]
+FLAGS += ["--max-num-batched-tokens", "256"]
+
+
+def requests(count: int, interactive: bool) -> list[dict[str, object]]:
+    """Greedy chat requests; the same ones every time."""
+    rng = random.Random(11 + interactive)
+    subjects = ["a river", "an old clock", "the sea", "two friends", "a machine", "bread", "a city", "a teacher"]
+    return [
+        {
+            "model": "bench",
+            "messages": [
+                {
+                    "role": "user",
+                    "content": f"Story {i}: write about {rng.choice(subjects)} and {rng.choice(subjects)}.",
+                }
+            ],
+            "max_tokens": rng.randint(12, 24) if interactive else rng.randint(40, 90),
+            "temperature": 0.0,
+            "ignore_eos": True,
+        }
+        for i in range(count)
+    ]
+
+
+async def _ask(session: aiohttp.ClientSession, url: str, body: dict[str, object]) -> str:
+    async with session.post(f"{url}/v1/chat/completions", json=body) as reply:
+        answer = await reply.json()
+        return str(answer["choices"][0]["message"]["content"]) if reply.status == 200 else f"failed: {answer}"
+
+
+async def one_by_one(url: str, bodies: list[dict[str, object]]) -> list[str]:
+    """The reference: every request alone."""
+    async with aiohttp.ClientSession() as session:
+        return [await _ask(session, url, body) for body in bodies]
+
+
+async def together(url: str, bulk: list[dict[str, object]], people: list[dict[str, object]]) -> tuple[list[str], ...]:
+    """All bulk at once, and an interactive request every 0.7 s on average while it runs."""
+    rng = random.Random(3)
+    timeout = aiohttp.ClientTimeout(total=900)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
+        batch = [asyncio.create_task(_ask(session, url, body | {"priority": BULK})) for body in bulk]
+        chats = []
+        for body in people:
+            await asyncio.sleep(rng.expovariate(1 / 0.7))
+            chats.append(asyncio.create_task(_ask(session, url, body | {"priority": INTERACTIVE})))
+        return list(await asyncio.gather(*batch)), list(await asyncio.gather(*chats))
+
+
+def main() -> int:
+    """Returns 0 when every answer was the same."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu.equality", description=__doc__)
+    parser.add_argument("--model", required=True, help="a model directory with weights")
+    parser.add_argument("--out", default="build/bench-equality")
+    parser.add_argument("--flag", action="append", default=[], help="one more word for vLLM's command line")
+    parser.add_argument("--count", type=int, default=24, help="bulk requests, and interactive ones")
+    args = parser.parse_args()
+    bulk, people = requests(args.count, False), requests(args.count, True)
+    answers: dict[str, tuple[list[str], ...]] = {}
+    for kind in ("stock", "velocity"):
+        server = Server(kind, Path(args.model), Path(args.out), extra=FLAGS + args.flag, dummy=False)
+        server.start(400.0)
+        try:
+            if kind == "stock":
+                answers[kind] = tuple(asyncio.run(one_by_one(server.url, bodies)) for bodies in (bulk, people))
+            else:
+                answers[kind] = asyncio.run(together(server.url, bulk, people))
+                time.sleep(1.5)
+        finally:
+            server.stop()
+    same = [
+        [a == b for a, b in zip(mine, theirs, strict=True)]
+        for mine, theirs in zip(answers["velocity"], answers["stock"], strict=True)
+    ]
+    status = json.loads((Path(args.out) / "control" / "status.json").read_text(encoding="utf-8"))
+    print(f"bulk {sum(same[0])} of {len(same[0])} the same, interactive {sum(same[1])} of {len(same[1])}")
+    print(f"preemptions {status['preemptions']}, steps {status['steps']}, batch {status['batch_sequence_steps']}")
+    for mine, theirs in zip(chain(*answers["velocity"]), chain(*answers["stock"]), strict=True):
+        if mine != theirs:
+            print(f"--- stock\n{theirs}\n--- velocity\n{mine}")
+    return 0 if all(map(all, same)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

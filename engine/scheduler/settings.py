@@ -1,0 +1,102 @@
+"""The operator's dial, from the environment of the engine process or, while it runs, from a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Dial:
+    """What the operator decides. Every field is an environment variable: VELOCITY_ and the name in capitals."""
+
+    interactive_ratio: float = 1.2
+    """How much longer batch work may make a step in which a person waits for a token (1.2: by a fifth)."""
+    first_token: float = 0.1
+    """Seconds that nobody notices: while people are away, batch steps may be so long that the next person still gets
+    the first token within about this time, whatever the ratio says. 0: the ratio decides alone."""
+    batch_floor: int = 1
+    """Batch sequences that decode even when the ratio leaves no room for them. 0: batch may stop while people type."""
+    max_parked: float = 20.0
+    """Seconds after which a parked batch sequence gets a turn ahead of older ones."""
+    seat_reserve: float = 0.125
+    """Share of `--max-num-seqs` that batch leaves free."""
+    kv_reserve: float = 0.1
+    """Share of the KV cache blocks that admitting batch leaves free."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("interactive_ratio", 1.0, 100.0),
+            ("first_token", 0.0, 60.0),
+            ("batch_floor", 0, 100_000),
+            ("max_parked", 0.0, 86_400.0),
+            ("seat_reserve", 0.0, 0.9),
+            ("kv_reserve", 0.0, 0.9),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"VELOCITY_{name.upper()} is {value}; it must lie between {low} and {high}.")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Dial:
+        """Reads the variables that are set. Raises ValueError, naming the variable, for one that makes no sense."""
+        values: dict[str, float] = {}
+        for field in fields(cls):
+            name = f"VELOCITY_{field.name.upper()}"
+            if environment.get(name):
+                try:
+                    values[field.name] = int(environment[name]) if field.type == "int" else float(environment[name])
+                except ValueError as error:
+                    raise ValueError(f"{name} is {environment[name]!r}; it must be a number.") from error
+        return cls(**values)  # type: ignore[arg-type]
+
+    def turned(self, values: Mapping[str, object]) -> Dial:
+        """This dial with some fields changed; names that it does not have are ignored."""
+        known = {f.name: f.type for f in fields(self)}
+        changes = {
+            name: int(value) if known[name] == "int" else float(value)
+            for name, value in values.items()
+            if name in known and isinstance(value, int | float)
+        }
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+class ControlFolder:
+    """A folder (VELOCITY_SCHEDULER_DIR) for turning the dial of a running engine, and for seeing what it does.
+
+    `dial.json` may hold any of the dial's fields; it is looked at when its modification time changes. `status.json` is
+    replaced about once a second and never half-written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._dial = path / "dial.json"
+        self._status = path / "status.json"
+        self._read_at: int | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> ControlFolder | None:
+        """The folder that the environment names, or None."""
+        path = environment.get("VELOCITY_SCHEDULER_DIR")
+        return cls(Path(path)) if path else None
+
+    def dial(self, current: Dial) -> Dial:
+        """The dial as the file has it, or `current` if there is no news. Raises ValueError for one without sense."""
+        try:
+            changed = self._dial.stat().st_mtime_ns
+        except OSError:
+            return current
+        if changed == self._read_at:
+            return current
+        self._read_at = changed
+        values = json.loads(self._dial.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("dial.json must hold one JSON object.")  # noqa: TRY004 - the content, not a type
+        return current.turned(values)
+
+    def report(self, status: Mapping[str, object]) -> None:
+        """Replaces status.json. Raises OSError when the folder cannot be written."""
+        fresh = self._status.with_suffix(".tmp")
+        fresh.write_text(json.dumps(status), encoding="utf-8")
+        fresh.replace(self._status)
