@@ -35,7 +35,7 @@ class EngineSettings(BaseSettings):
     """Seconds that the engine may take until it answers; a large model loads for minutes."""
     engine_restarts: int = Field(default=5, ge=0)
     """Restarts within ten minutes after which the supervisor gives up."""
-    coserving: bool = False
+    coserving: bool = True
     """Start the engine with velocity's co-serving scheduler where the profile has one."""
     connect_timeout: float = Field(default=2.0, gt=0)
     """Seconds to open a connection to the engine."""
