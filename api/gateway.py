@@ -60,13 +60,19 @@ class Gateway:
                 await asyncio.to_thread(gateway.keys.adopt, settings.bootstrap_key_file, "bootstrap")
             yield gateway
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await _end(set(tasks))
             await engine.aclose()
             await bulk.aclose()
             await fast.aclose()
             rq_redis.close()
+
+
+async def _end(tasks: set[asyncio.Task[None]]) -> None:
+    """Cancel until they have ended: before Python 3.12 a cancellation is lost if a `wait_for` ends at that moment."""
+    while tasks:
+        for task in tasks:
+            task.cancel()
+        _, tasks = await asyncio.wait(tasks, timeout=1.0)
 
 
 def _end_if_broken(task: asyncio.Task[None]) -> None:

@@ -97,8 +97,9 @@ class Keys:
         text = text.strip()
         if scheme.lower() != "bearer" or not text:
             raise ApiError(
-                401, "No API key was sent. Send it as 'Authorization: Bearer vk_…'.", code="missing_api_key",
-                headers=(_UNAUTHORIZED,),
+                401,
+                "No API key was sent. Send it as 'Authorization: Bearer vk_…' (on the command line: VELOCITY_API_KEY).",
+                code="missing_api_key", headers=(_UNAUTHORIZED,),
             )  # fmt: skip
         key_id = _parse(text)
         key = await self._look_up(key_id) if key_id else None

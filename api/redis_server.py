@@ -7,6 +7,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from engine.child import ChildSpec
@@ -42,7 +43,12 @@ def socket_path(data_dir: Path) -> Path:
     return directory / "redis.sock"
 
 
-def child(data_dir: Path, log_file: Path) -> tuple[str, ChildSpec]:
+def remove_socket(data_dir: Path) -> None:
+    """Take away what `socket_path` made, once Redis has ended."""
+    shutil.rmtree(socket_path(data_dir).parent, ignore_errors=True)
+
+
+def child(data_dir: Path, log_file: Path, tell: Callable[[str], None]) -> tuple[str, ChildSpec]:
     """Its address, and what to start: AOF on, no eviction, no TCP port."""
     socket = socket_path(data_dir)
     url = f"unix://{socket}"
@@ -53,6 +59,8 @@ def child(data_dir: Path, log_file: Path) -> tuple[str, ChildSpec]:
         "daemonize": "no", "logfile": "",
     }  # fmt: skip
     command = [str(binary()), *(part for name, value in options.items() for part in (f"--{name}", value))]
-    return url, ChildSpec(
-        name="redis", command=command, ready=lambda: answers(url), start_seconds=30, log_file=log_file
-    )
+
+    async def ready() -> bool:
+        return await answers(url)
+
+    return url, ChildSpec(name="redis", command=command, ready=ready, start_seconds=30, log_file=log_file, tell=tell)

@@ -41,7 +41,7 @@ class Stack:
         self._redis: ChildSpec | None = None
         self._own_engine = own_engine
         if own_redis:
-            url, self._redis = redis_server.child(settings.data_dir, self.logs / "redis.log")
+            url, self._redis = redis_server.child(settings.data_dir, self.logs / "redis.log", say)
             settings = settings.model_copy(update={"redis_url": url})
         if own_engine:
             settings = settings.model_copy(update={"engine_url": f"http://127.0.0.1:{free_port()}"})
@@ -62,13 +62,17 @@ class Stack:
             require_free(self.settings.host, self.settings.port, "the api")
             state = self.settings.data_dir / STATE_FILE
             try:
-                await self._start()
+                if self._redis:
+                    await self._up(self._redis)
                 where = {"url": self.url, "redis_url": self.settings.redis_url, "engine_url": self.settings.engine_url}
-                state.write_bytes(orjson.dumps(where))
+                state.write_bytes(orjson.dumps(where))  # from here on, other commands find this Redis
+                await self._start()
                 yield self
             finally:
                 state.unlink(missing_ok=True)
                 await self._stop()
+                if self._redis:
+                    redis_server.remove_socket(self.settings.data_dir)
 
     async def _stop(self) -> None:
         """Who depends on others ends first: api and worker, then the engine, then Redis."""
@@ -100,8 +104,6 @@ class Stack:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _start(self) -> None:
-        if self._redis:
-            await self._up(self._redis)
         await self._require_given()
         starting = [asyncio.create_task(self._up(spec)) for spec in self._specs()]
         try:
@@ -149,7 +151,7 @@ class Stack:
             return ChildSpec(
                 name=name, command=[sys.executable, "-m", "api.cli.main", *arguments], ready=ready, env=env,
                 start_seconds=start, stop_seconds=stop, log_file=self.logs / f"{name}.log", line=line,
-                restarts=settings.engine_restarts,
+                restarts=settings.engine_restarts, tell=self._say,
             )  # fmt: skip
 
         specs = [

@@ -44,6 +44,8 @@ class ChildSpec:
     restarts: int = 5
     log_file: Path | None = None
     line: Callable[[str], None] | None = None
+    tell: Callable[[str], None] | None = None
+    """Gets a sentence for people when it dies and when it is back; without it, the log gets an event."""
 
 
 class Child:
@@ -98,7 +100,10 @@ class Child:
                     self._reason(f"died {len(self._deaths)} times within ten minutes, last with {_ending(code)}")
                 )
             pause = min(_BACKOFF_MOST, _BACKOFF_FIRST * 2 ** (len(self._deaths) - 1))
-            logger.warning("child_died", child=self.spec.name, ending=_ending(code), restart_in_seconds=pause)
+            if self.spec.tell:
+                self.spec.tell(f"{self.spec.name} died ({_ending(code)}); restarting in {pause:g} s")
+            else:
+                logger.warning("child_died", child=self.spec.name, ending=_ending(code), restart_in_seconds=pause)
             _signal_group(self._process.pid, signal.SIGKILL)  # what it started must not outlive it
             await asyncio.sleep(pause)
             self.restarts += 1
@@ -109,7 +114,10 @@ class Child:
                 if self.pid is None:
                     continue
             else:
-                logger.info("child_restarted", child=self.spec.name, pid=self.pid)
+                if self.spec.tell:
+                    self.spec.tell(f"{self.spec.name} is back")
+                else:
+                    logger.info("child_restarted", child=self.spec.name, pid=self.pid)
 
     async def stop(self) -> None:
         """SIGTERM, then after `stop_seconds` SIGKILL to the whole group. Safe to call at any time, also twice."""

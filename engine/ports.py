@@ -18,7 +18,7 @@ def listen(host: str, port: int, who: str) -> socket.socket:
         bound.close()
         raise StartError(
             f"Port {port} on {host}, wanted for {who}, can't be used: {error.strerror}. "
-            "End what uses it, or choose another port."
+            "End what uses it, or choose another port (velocity up --port, VELOCITY_PORT)."
         ) from None
     return bound
 

@@ -41,7 +41,7 @@ class VelocityClient:
     """Calls one velocity with one key. Raises AnswerError, or httpx.TransportError when nothing answers."""
 
     def __init__(self, url: str, key: str) -> None:
-        headers = {"authorization": f"Bearer {key or 'none'}"}
+        headers = {"authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.AsyncClient(base_url=url, headers=headers, timeout=httpx.Timeout(60, read=600))
 
     async def __aenter__(self) -> Self:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import orjson
 import typer
 from rich.markup import escape
 from rich.table import Table
 
+from api.cli.client import VelocityClient
 from api.cli.progress import watch
 from api.cli.terminal import ApiKey, Url, client_of, err, errors_for_people, fail, out
 
@@ -32,9 +33,9 @@ def submit(
         async with client_of(url, key) as client:
             job = await client.json("POST", "/jobs", content=body, headers={"content-type": "application/json"})
             out.print(job["id"])
-            over = await watch(client, job["id"], err) if follow else None
+            over = await _follow(client, job["id"]) if follow else None
         if over and not over["counts"]["completed"]:
-            fail(f"No item of the job succeeded; it is {over['status']}. See: velocity jobs results {over['id']}")
+            fail(f"No item of the job succeeded; it is {over['status']}.")
 
     with errors_for_people():
         try:
@@ -73,7 +74,7 @@ def show(
 
     async def run() -> None:
         async with client_of(url, key) as client:
-            state = await watch(client, job, err) if follow else await client.json("GET", f"/jobs/{job}")
+            state = await _follow(client, job) if follow else await client.json("GET", f"/jobs/{job}")
         out.print_json(data=state)
 
     with errors_for_people():
@@ -109,3 +110,15 @@ def cancel(job: JobId, url: Url = None, key: ApiKey = "") -> None:
 
     with errors_for_people():
         asyncio.run(run())
+
+
+async def _follow(client: VelocityClient, job: str) -> dict[str, Any]:
+    """Watch a job, say how to look again when that is broken off, and where its errors are."""
+    try:
+        over = await watch(client, job, err)
+    except asyncio.CancelledError:
+        err.print(f"The job goes on. To look again: velocity jobs show {job} --watch", soft_wrap=True)
+        raise
+    if over["counts"]["failed"]:
+        err.print(f"{over['counts']['failed']} failed; the reasons: velocity jobs results {job}", soft_wrap=True)
+    return over

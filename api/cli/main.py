@@ -11,7 +11,9 @@ from api.server import serve
 from engine import log
 from workers import process
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+_HELP = "One vLLM engine, put to full use: chat that streams as if it were idle, bulk jobs from all the rest."
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=_HELP)
 app.add_typer(keys.app, name="keys")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(engine.app, name="engine")

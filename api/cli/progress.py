@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +15,6 @@ from rich.text import Text
 from api.cli.client import VelocityClient
 
 _INTERVAL = 0.5
-_SAMPLES = 60
-"""States over which tokens per second are taken: half a minute."""
 _TERMINAL = frozenset({"completed", "cancelled", "expired", "failed"})
 
 
@@ -32,10 +30,8 @@ async def watch(
         TextColumn("{task.fields[failed]} failed"), TextColumn("{task.fields[rate]:.0f} tokens/s"),
         TimeRemainingColumn(compact=True),
     )  # fmt: skip
-    clock = asyncio.get_running_loop().time
     progress = Progress(*columns, console=console)
     bar = progress.add_task("queued", total=None, failed=0, rate=0.0)
-    samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
 
     def view() -> Group:
         line = Text(beside(), style="cyan", no_wrap=True, overflow="crop") if beside else None
@@ -45,9 +41,7 @@ async def watch(
         while True:
             job: dict[str, Any] = await client.json("GET", f"/jobs/{job_id}")
             counts = job["counts"]
-            samples.append((clock(), job["usage"]["output_tokens"]))
-            span = samples[-1][0] - samples[0][0]
-            rate = (samples[-1][1] - samples[0][1]) / span if span > 0 else 0.0
+            rate = job["usage"]["output_tokens"] / _seconds_so_far(job)
             progress.update(
                 bar, description=job["status"], total=counts["total"], completed=counts["completed"] + counts["failed"],
                 failed=counts["failed"], rate=rate,
@@ -55,3 +49,9 @@ async def watch(
             if job["status"] in _TERMINAL:
                 return job
             await asyncio.sleep(_INTERVAL)
+
+
+def _seconds_so_far(job: dict[str, Any]) -> float:
+    """How long the job has been worked on; tokens are counted as items finish, so shorter spans would mislead."""
+    ended = job["finalizing_at"] or time.time()
+    return max(1.0, ended - (job["in_progress_at"] or ended))

@@ -17,6 +17,7 @@ from api.cli.client import VelocityClient
 from api.settings import ApiSettings
 from api.stack import STATE_FILE
 from engine.errors import SettingsError, VelocityError
+from workers.errors import LedgerUnavailable
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -38,9 +39,11 @@ def errors_for_people() -> Iterator[None]:
     try:
         yield
     except httpx.ConnectError as error:
-        fail(f"velocity does not answer: {error}. Is it running (velocity up), and at that address?")
+        fail(f"velocity does not answer at {error.request.url}. Is it running (velocity up), and there?")
     except httpx.TransportError as error:
         fail(f"The connection to velocity broke: {error or type(error).__name__}.")
+    except LedgerUnavailable as error:
+        fail(f"{error} Is velocity running (velocity up)? Or name its Redis with VELOCITY_REDIS_URL.")
     except (VelocityError, httpx.InvalidURL) as error:
         fail(str(error))
 

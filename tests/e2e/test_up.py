@@ -56,8 +56,8 @@ def test_what_dies_is_restarted(up: Up, part: str) -> None:
     killed = up.pid_of(part)
     os.kill(killed, signal.SIGKILL)
     name = {"redis-server": "redis", "main api": "api"}.get(part, part)
-    up.wait_for(f'"child": "{name}".*child_died', 10)
-    up.wait_for(f'"child": "{name}".*child_restarted', 30)
+    up.wait_for(f"{name} died \\(signal SIGKILL\\)", 10)
+    up.wait_for(f"{name} is back", 30)
     assert up.pid_of(part) != killed
     deadline = time.monotonic() + 30
     while httpx.get(f"{up.url}/health").json()["status"] != "ok":
