@@ -14,6 +14,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from engine import embedded
 from engine.errors import ProfileError
 
 FlagValue = str | int | float | bool
@@ -141,7 +142,7 @@ class Profile(BaseModel):
     @property
     def embedded(self) -> bool:
         """The checkpoint is the one in the `cpu` extra, to be prepared on this machine first."""
-        return self.checkpoint.startswith("embedded:")
+        return self.checkpoint.startswith(embedded.PREFIX)
 
     @property
     def max_model_len(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 TURN = 64
@@ -55,8 +55,3 @@ class Parking:
     def longest(self, now: float) -> float:
         """Seconds for which the longest-parked sequence has been parked; 0 if none is."""
         return max((now - p.parked_since for p in self._places.values() if p.parked_since is not None), default=0.0)
-
-    def forget(self, names: Iterable[str]) -> None:
-        """Drops what is known about these."""
-        for name in names:
-            self._places.pop(name, None)
