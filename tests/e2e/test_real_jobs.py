@@ -28,6 +28,13 @@ def body(items: int, max_tokens: int) -> dict[str, Any]:
     }
 
 
+def first_short(items: int, max_tokens: int) -> dict[str, Any]:
+    """A job whose first item is finished long before the others: what is done meanwhile happens in its middle."""
+    job = body(items, max_tokens)
+    job["items"][0]["max_tokens"] = 2
+    return job
+
+
 def submit(http: httpx.Client, job: dict[str, Any]) -> str:
     response = http.post("/jobs", json=job)
     assert response.status_code == 202, response.text
@@ -64,7 +71,7 @@ def test_forty_items_on_the_command_line(real: Up, tmp_path: Path) -> None:
 
 def test_a_killed_worker_loses_nothing(real: Up) -> None:
     with real.client() as http:
-        job = submit(http, body(40, 24))
+        job = submit(http, first_short(40, 48))
         while not http.get(f"/jobs/{job}").json()["counts"]["completed"]:
             time.sleep(0.05)
         killed = real.pid_of("worker")
@@ -78,7 +85,7 @@ def test_a_killed_worker_loses_nothing(real: Up) -> None:
 
 def test_cancel_stops_the_engines_work_and_keeps_what_is_finished(real: Up) -> None:
     with real.client() as http:
-        job = submit(http, body(60, 64))
+        job = submit(http, first_short(60, 500))
         while not http.get(f"/jobs/{job}").json()["counts"]["completed"]:
             time.sleep(0.05)
         cancelled = real.velocity("jobs", "cancel", job)
@@ -92,7 +99,7 @@ def test_cancel_stops_the_engines_work_and_keeps_what_is_finished(real: Up) -> N
 def test_chat_streams_while_a_job_runs(real: Up) -> None:
     chat = {"model": "velocity-30b", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8, "stream": True}
     with real.client() as http:
-        job = submit(http, body(30, 48))
+        job = submit(http, first_short(30, 500))
         while http.get(f"/jobs/{job}").json()["status"] == "queued":
             time.sleep(0.05)
         with http.stream("POST", "/v1/chat/completions", json=chat) as response:
@@ -104,7 +111,7 @@ def test_chat_streams_while_a_job_runs(real: Up) -> None:
 
 def test_a_killed_engine_is_restarted_and_the_job_goes_on(real: Up) -> None:
     with real.client() as http:
-        job = submit(http, body(30, 48))
+        job = submit(http, first_short(30, 96))
         while not http.get(f"/jobs/{job}").json()["counts"]["completed"]:
             time.sleep(0.05)
         (vllm,) = children(real.pid_of("engine serve"))
