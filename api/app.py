@@ -8,13 +8,15 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
+from api import openapi
 from api.asgi import App
 from api.errors import ApiError, internal_error, to_api_error
 from api.gate import Gate
 from api.gateway import Gateway
 from api.passthrough import Passthrough
-from api.routes import health, jobs, models
+from api.routes import admin, health, jobs, models, usage
 from engine.client import Endpoint
 from engine.errors import VelocityError
 
@@ -23,14 +25,19 @@ def build(gateway: Gateway) -> App:
     """The ASGI application of one process."""
     app = FastAPI(title="velocity", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.gateway = gateway
-    for module in (health, models, jobs):
+    for module in (health, models, jobs, usage, admin):
         app.include_router(module.router)
+    if gateway.settings.docs:
+        openapi.add_route(app, gateway.settings)
     app.add_exception_handler(VelocityError, _velocity_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(Exception, _internal_error)
-    passthrough = Passthrough(gateway.settings, gateway.engine, gateway.watch, gateway.limits)
-    return Gate(app, {endpoint.value: passthrough for endpoint in Endpoint}, gateway.keys)
+    passthrough = Passthrough(
+        gateway.settings, gateway.engine, gateway.watch, gateway.limiter, gateway.metrics, gateway.tracer
+    )
+    hot = {endpoint.value: passthrough for endpoint in Endpoint}
+    return Gate(app, hot, gateway.keys, gateway.limiter, gateway.metrics)
 
 
 async def _velocity_error(_: Request, error: Exception) -> Response:
@@ -43,8 +50,14 @@ async def _http_error(request: Request, error: Exception) -> Response:
     what = f"{request.method} {request.scope['path']}"
     message = {404: f"There is no such address: {what}.", 405: f"That method is not supported here: {what}."}
     text = message.get(error.status_code, http.HTTPStatus(error.status_code).phrase)
-    headers = tuple((name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items())
+    headers = ((b"allow", _methods(request).encode()),) if error.status_code == 405 else ()
     return _response(ApiError(error.status_code, text, code=_code(error.status_code), headers=headers))
+
+
+def _methods(request: Request) -> str:
+    """All that an address takes; Starlette names only those of the first route that has it."""
+    routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return ", ".join(sorted({method for route in routes for method in route.methods}))
 
 
 async def _validation_error(_: Request, error: Exception) -> Response:
@@ -53,7 +66,8 @@ async def _validation_error(_: Request, error: Exception) -> Response:
     kind, *place = first["loc"]
     name = ".".join(str(part) for part in place)
     if kind == "path":  # an id that can't exist
-        return _response(ApiError(404, f"There is no job {first['input']!r}.", code="not_found"))
+        what = name.removesuffix("_id")
+        return _response(ApiError(404, f"There is no {what} {first['input']!r}.", code="not_found"))
     return _response(ApiError(400, f"{name}: {first['msg']}.", param=name))
 
 

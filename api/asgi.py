@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -31,8 +32,22 @@ def header(scope: Scope, name: bytes) -> bytes | None:
     return next((value for key, value in scope["headers"] if key == name), None)
 
 
-async def read_body(receive: Receive, limit: int) -> bytes:
-    """The whole request body. Raises ApiError 413 once it is larger than `limit` bytes, 400 if the client leaves."""
+async def read_body(receive: Receive, limit: int, seconds: float) -> bytes:
+    """The whole request body.
+
+    Raises ApiError 413 once it is larger than `limit` bytes, 408 if it has not come in time, 400 if the client leaves.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            return await _read_body(receive, limit)
+    except TimeoutError:
+        close = (b"connection", b"close")
+        raise ApiError(
+            408, f"The request body did not come within {seconds:g} s.", code="request_timeout", headers=(close,)
+        ) from None
+
+
+async def _read_body(receive: Receive, limit: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:
@@ -42,6 +57,7 @@ async def read_body(receive: Receive, limit: int) -> bytes:
         part = message.get("body", b"")
         size += len(part)
         if size > limit:
+            # The server discards the rest as it comes: if it closed, most clients would see a reset instead of this.
             raise ApiError(413, f"The request body is larger than {limit:,} bytes.", code="request_too_large")
         parts.append(part)
         if not message.get("more_body", False):

@@ -6,6 +6,7 @@ import asyncio
 import time
 
 from api.errors import ApiError
+from api.keys import Key
 from engine import log
 from engine.client import EngineClient, EngineModels, Model
 from engine.errors import EngineError, EngineUnreachable
@@ -57,8 +58,8 @@ class EngineWatch:
                 logger.info("engine_up", models=[model.id for model in self._models.models])
             self._checked = time.monotonic()
 
-    async def resolve(self, name: object) -> Model:
-        """The model behind the name that a client sent. Raises ApiError 400 or 404, EngineUnreachable."""
+    async def resolve(self, name: object, key: Key) -> Model:
+        """The model behind the name that a client sent. Raises ApiError 400, 403 or 404, EngineUnreachable."""
         if not isinstance(name, str) or not name:
             raise ApiError(400, "'model' must be the name of a model.", param="model")
         found = self._find(name)
@@ -72,8 +73,15 @@ class EngineWatch:
             raise ApiError(
                 404, f"The model {name!r} does not exist. There is: {known}.", code="model_not_found", param="model"
             )
+        if not key.may_use(name, _bare(name), found.id):
+            raise ApiError(
+                403, f"This API key may not use the model {name!r}.", code="model_not_allowed", param="model"
+            )
         return found
 
     def _find(self, name: str) -> Model | None:
-        bare = next((name.removeprefix(prefix) for prefix in _PREFIXES if name.startswith(prefix)), name)
-        return self._models.find(name) or self._models.find(bare)
+        return self._models.find(name) or self._models.find(_bare(name))
+
+
+def _bare(name: str) -> str:
+    return next((name.removeprefix(prefix) for prefix in _PREFIXES if name.startswith(prefix)), name)

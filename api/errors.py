@@ -12,7 +12,7 @@ import orjson
 
 from engine.client import Answer
 from engine.errors import EngineError, EngineLost, EngineProtocolError, EngineTimeout, EngineUnreachable, VelocityError
-from workers.errors import InputError, LedgerUnavailable, NoSuchJob, StorageError
+from workers.errors import InputError, LedgerUnavailable, NoSuchJob, QuotaExceeded, StorageError
 
 Header = tuple[bytes, bytes]
 JSON_TYPE: Header = (b"content-type", b"application/json")
@@ -20,6 +20,8 @@ JSON_TYPE: Header = (b"content-type", b"application/json")
 
 class ApiError(VelocityError):
     """An error answer: HTTP status, OpenAI's `type`, `code` and `param`, and extra headers."""
+
+    quotes = True
 
     def __init__(
         self,
@@ -58,10 +60,19 @@ _TABLE: tuple[tuple[type[VelocityError], int, str, str | None, int | None], ...]
 )
 
 
+_QUOTA_SECONDS = 60
+"""When to ask again for bulk quota: it is given back when a job ends, and nobody knows when that will be."""
+
+
 def to_api_error(error: VelocityError) -> ApiError:
     """Any error of velocity as the answer that a client gets."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, QuotaExceeded):
+        header = (b"x-should-retry", b"false") if error.never else (b"retry-after", b"%d" % _QUOTA_SECONDS)
+        again = "Split the job." if error.never else "Try again when a job has ended."
+        type_ = "tokens" if error.what == "tokens" else "requests"
+        return ApiError(429, f"{error} {again}", type=type_, code="rate_limit_exceeded", headers=(header,))
     for kind, status, type_, code, retry in _TABLE:
         if isinstance(error, kind):
             headers = ((b"retry-after", str(retry).encode()),) if retry else ()

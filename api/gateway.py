@@ -9,10 +9,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import redis as sync_redis
+from redis.asyncio import Redis
+
+from api import error_tracking, tracing
 from api.engine_watch import EngineWatch
-from api.keys import Keys
-from api.limits import Limits
+from api.fast_redis import FastRedis
+from api.key_store import Keys
+from api.limits.limiter import Limiter
+from api.metrics import Metrics, installed_version
 from api.settings import ApiSettings
+from api.usage_store import UsageStore
 from engine import log
 from engine.client import EngineClient
 from workers.ledger import Ledger
@@ -30,29 +37,25 @@ class Gateway:
     engine: EngineClient
     watch: EngineWatch
     keys: Keys
-    limits: Limits
+    limiter: Limiter
+    usage: UsageStore
     ledger: Ledger
     sweeper: Sweeper
+    metrics: Metrics
+    tracer: tracing.Tracer
 
     @classmethod
     @asynccontextmanager
     async def opened(cls, settings: ApiSettings) -> AsyncIterator[Gateway]:
         """Connect lazily, run the background tasks, and close all of it at the end."""
-        bulk = connect(settings.redis_url, settings.redis_timeout)
-        fast = connect(settings.redis_url, settings.limiter_timeout)
-        rq_redis = connect_sync(settings.redis_url, settings.redis_timeout)
-        engine = EngineClient.of(settings)
-        ledger = Ledger(bulk)
-        gateway = cls(
-            settings=settings,
-            engine=engine,
-            watch=EngineWatch(engine),
-            keys=Keys(fast, settings.data_dir, open_mode=settings.open),
-            limits=Limits(fast),
-            ledger=ledger,
-            sweeper=Sweeper(bulk, rq_redis, ledger),
-        )
-        tasks = [asyncio.create_task(work) for work in (gateway.watch.run(), gateway.sweeper.run())]
+        bulk = connect(settings.redis_url, settings.api_redis_timeout)
+        quick = connect(settings.redis_url, settings.limiter_timeout, retries=0)
+        rq_redis = connect_sync(settings.redis_url, settings.api_redis_timeout)
+        error_tracking.start(settings.sentry_dsn, installed_version())
+        gateway = cls.of(settings, bulk, quick, rq_redis)
+        tasks = [
+            asyncio.create_task(work) for work in (gateway.watch.run(), gateway.sweeper.run(), gateway.limiter.run())
+        ]
         for task in tasks:
             task.add_done_callback(_end_if_broken)
         try:
@@ -60,11 +63,37 @@ class Gateway:
                 await asyncio.to_thread(gateway.keys.adopt, settings.bootstrap_key_file, "bootstrap")
             yield gateway
         finally:
+            await gateway.limiter.aclose()
             await _end(set(tasks))
-            await engine.aclose()
+            await gateway.engine.aclose()
             await bulk.aclose()
-            await fast.aclose()
+            await quick.aclose()
             rq_redis.close()
+            await asyncio.to_thread(gateway.tracer.close)
+            await asyncio.to_thread(error_tracking.close)
+
+    @classmethod
+    def of(cls, settings: ApiSettings, bulk: Redis, quick: Redis, rq_redis: sync_redis.Redis) -> Gateway:
+        """The services on these connections."""
+        metrics = Metrics()
+        engine = EngineClient.of(settings)
+        watch = EngineWatch(engine)
+        metrics.observe_engine(lambda: watch.up)
+        ledger = Ledger(bulk)
+        fast = FastRedis(quick, settings.limiter_timeout, metrics)
+        keys = Keys(fast, settings.data_dir, open_mode=settings.open)
+        return cls(
+            settings=settings,
+            engine=engine,
+            watch=watch,
+            keys=keys,
+            limiter=Limiter(fast, keys, settings, metrics),
+            usage=UsageStore(bulk),
+            ledger=ledger,
+            sweeper=Sweeper(bulk, rq_redis, ledger),
+            metrics=metrics,
+            tracer=tracing.load("velocity-api"),
+        )
 
 
 async def _end(tasks: set[asyncio.Task[None]]) -> None:
@@ -79,4 +108,5 @@ def _end_if_broken(task: asyncio.Task[None]) -> None:
     """A background task ends only by being cancelled. Without one the process is of no use: end it, to be restarted."""
     if not task.cancelled() and (error := task.exception()):
         logger.critical("background_task_failed", exc_info=error)
+        error_tracking.report(error)
         os.kill(os.getpid(), signal.SIGTERM)

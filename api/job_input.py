@@ -10,7 +10,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from api import shape
+from api.errors import ApiError
 from api.gateway import Gateway
+from api.keys import Key
+from api.settings import ApiSettings
 from engine.client import Endpoint, Model
 from workers.errors import InputError
 from workers.job import MAX_ITEMS, JobSpec, new_id
@@ -41,15 +44,17 @@ class JobInput(BaseModel):
     """Checked one by one, so that a large job does not hold up the streams of this process."""
 
 
-async def parse_job(body: bytes, tenant: str, gateway: Gateway) -> tuple[JobSpec, Iterator[bytes]]:
-    """The job and its encoded items. Raises InputError or ApiError 400, 404."""
+async def parse_job(body: bytes, key: Key, gateway: Gateway) -> tuple[JobSpec, Iterator[bytes]]:
+    """The job and its encoded items. Raises InputError or ApiError 400, 403, 404."""
     given, items = await asyncio.to_thread(_validate, body)  # takes a while: not in the loop that streams
-    model = await gateway.watch.resolve(given.model)
+    model = await gateway.watch.resolve(given.model, key)
+    bodies = await asyncio.to_thread(_bodies, given, items, model, key, gateway.settings)
     spec = JobSpec(
-        id=new_id("job"), tenant=tenant, name=given.name, endpoint=Endpoint.CHAT.value, model=model.id,
-        total=len(items), shard_items=gateway.settings.shard_items, created=int(time.time()),
+        id=new_id("job"), tenant=key.tenant, account=key.id, name=given.name, endpoint=Endpoint.CHAT.value,
+        model=model.id, total=len(items), shard_items=gateway.settings.shard_items, created=int(time.time()),
+        tokens=sum(tokens for _, tokens in bodies),
     )  # fmt: skip
-    return spec, _encoded(given, items, model, gateway.settings.default_max_tokens)
+    return spec, (line for line, _ in bodies)
 
 
 def _validate(body: bytes) -> tuple[JobInput, list[ItemInput]]:
@@ -95,9 +100,19 @@ def _check_item(index: int, item: ItemInput, given: JobInput) -> None:
         )
 
 
-def _encoded(given: JobInput, items: list[ItemInput], model: Model, default_max_tokens: int) -> Iterator[bytes]:
-    for item in items:
+def _bodies(
+    given: JobInput, items: list[ItemInput], model: Model, key: Key, settings: ApiSettings
+) -> list[tuple[bytes, int]]:
+    """Each item as it is stored, and the tokens that it may take: its input by length, its output by its limit."""
+    encoded = []
+    for index, item in enumerate(items):
         body = {**given.defaults, **(item.model_extra or {}), "messages": item.messages}
         body.pop("stream", None)
         body.pop("stream_options", None)
-        yield encode_item(item.id, shape.clean(Endpoint.CHAT, body, model, default_max_tokens))
+        try:
+            cleaned = shape.clean(Endpoint.CHAT, body, model, key, settings)
+        except ApiError as error:
+            raise InputError(f"items[{index}] (id {item.id!r}): {error}", f"items[{index}].{error.param}") from None
+        line = encode_item(item.id, cleaned)
+        encoded.append((line, len(line) // 4 + shape.output_most(Endpoint.CHAT, cleaned)))
+    return encoded

@@ -1,45 +1,47 @@
 """The interactive path: a bare ASGI callable that copies the engine's bytes to the client as they arrive.
 
-key (at the gate) → body → model → limit → engine ──► first byte (pings while waiting) ──► bytes … end
+key (at the gate) → body → model → limits (→ line) → engine ──► first byte (pings while waiting) ──► bytes … end
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any
 
 import orjson
 
 from api import shape
-from api.asgi import Receive, Scope, Send, disconnected, read_body, send_error, send_whole
+from api.asgi import Receive, Scope, Send, disconnected, header, read_body, send_whole
 from api.engine_watch import EngineWatch
-from api.errors import Header, from_engine, to_api_error
+from api.errors import ApiError, from_engine
 from api.keys import Key
-from api.limits import Limits
+from api.limits.leases import State
+from api.limits.limiter import Limiter
+from api.metrics import Metrics
+from api.relay import Relay
 from api.settings import ApiSettings
-from api.usage import Usage, UsageFilter, is_preamble
+from api.tracing import Span, Tracer
+from api.usage import UsageFilter, is_preamble
 from engine import log
 from engine.client import Answer, Endpoint, EngineClient
 from engine.connection import EngineConnection
-from engine.errors import EngineError, EngineTimeout, VelocityError
+from engine.errors import EngineError, EngineTimeout
 
-_STREAM_HEADERS: tuple[Header, ...] = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-)
-_PING = b": ping\n\n"
 _LAST_WORDS = 5.0
 """Seconds that an error message may take to leave."""
 
 _ERROR_EVENT = b'data: {"error":'
 """How vLLM reports a failure in mid-stream, after which it ends the stream as if nothing had happened."""
 
-T = TypeVar("T")
+_OPERATIONS = {
+    Endpoint.CHAT: "chat",
+    Endpoint.COMPLETIONS: "text_completion",
+    Endpoint.RESPONSES: "chat",
+    Endpoint.EMBEDDINGS: "embeddings",
+}
 
 logger = log.get(__name__)
 
@@ -48,149 +50,164 @@ class _ToldByEngine(EngineError):
     """The engine has written an error into its stream."""
 
 
-@dataclass(slots=True)
-class _Relay:
-    """One request on its way: where it goes and what is known of it so far."""
-
-    send: Send
-    request: shape.EngineRequest
-    headers: list[Header]
-    began: float
-    usage: Usage = field(default_factory=Usage)
-    status: int = 0
-    """Status that the client was given; 0 until then."""
-    first_byte: float | None = None
-    writing: bool = False
-    """Whether the client is being waited for, and not the engine."""
-
-    async def start(self) -> None:
-        """Send the 200 of a stream, once."""
-        if not self.status:
-            self.status = 200
-            headers = [*_STREAM_HEADERS, *self.headers]
-            await self.send({"type": "http.response.start", "status": 200, "headers": headers})
-
-    async def write(self, data: bytes) -> None:
-        """Some bytes of the stream's body."""
-        if data:
-            self.writing = True
-            await self.send({"type": "http.response.body", "body": data, "more_body": True})
-            self.writing = False
-
-
 class Passthrough:
     """Chat completions, completions, responses and embeddings."""
 
-    def __init__(self, settings: ApiSettings, engine: EngineClient, watch: EngineWatch, limits: Limits) -> None:
+    def __init__(
+        self, settings: ApiSettings, engine: EngineClient, watch: EngineWatch, limiter: Limiter, metrics: Metrics,
+        tracer: Tracer,
+    ) -> None:  # fmt: skip
         self._settings = settings
         self._engine = engine
         self._watch = watch
-        self._limits = limits
+        self._limiter = limiter
+        self._metrics = metrics
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.monotonic()
         key: Key = scope["state"]["key"]
         request_id: str = scope["state"]["request_id"]
         endpoint = Endpoint(scope["path"])
-        body = await read_body(receive, self._settings.max_body_bytes)
+        body = await read_body(receive, self._settings.max_body_bytes, self._settings.body_timeout)
         content = shape.parse(body)
-        model = await self._watch.resolve(content.get("model"))
-        request = shape.interactive(endpoint, content, model, self._settings.default_max_tokens)
-        admission = await self._limits.admit(key)
-        relay = _Relay(send, request, list(admission.headers), began)
-        outcome = "aborted"
+        model = await self._watch.resolve(content.get("model"), key)
+        request = shape.interactive(endpoint, content, model, key, self._settings, len(body))
+        cost = request.input_estimate + request.output_most
+        span = self._tracer.begin(endpoint.value, header(scope, b"traceparent"))
+        relay, outcome = None, "refused"
         try:
-            outcome = await self._run(relay, receive, request_id)
+            admission = await self._limiter.admit(key, request_id, cost)
+            relay, outcome = Relay(send, request, admission, self._settings, began), "aborted"
+            outcome = await self._run(relay, receive, span)
         finally:
-            logger.info(
-                "request", request_id=request_id, key=key.id, traffic="interactive", endpoint=endpoint.value,
-                model=request.model, stream=request.stream, status=relay.status, outcome=outcome,
-                ttft_ms=relay.first_byte and round((relay.first_byte - began) * 1000, 1),
-                duration_ms=round((time.monotonic() - began) * 1000, 1),
-                input_tokens=relay.usage.input_tokens, output_tokens=relay.usage.output_tokens,
-            )  # fmt: skip
+            if relay is None:
+                span.end(outcome)
+            else:
+                self._account(relay, outcome, span)
+                await self._limiter.settle(relay.admission, relay.used)
 
-    async def _run(self, relay: _Relay, receive: Receive, request_id: str) -> str:
+    def _account(self, relay: Relay, outcome: str, span: Span) -> None:
+        """One line in the log, the metrics and the span: never what was asked or answered."""
+        now, began, usage, request = time.monotonic(), relay.began, relay.usage, relay.request
+        used = relay.used
+        ttft = relay.first_byte and relay.first_byte - began
+        waited = relay.entered and relay.entered - began
+        endpoint = request.endpoint.value
+        logger.info(
+            "request", request_id=relay.admission.request, key=relay.admission.key.id, traffic="interactive",
+            endpoint=endpoint, model=request.model, stream=request.stream, status=relay.status, outcome=outcome,
+            ttft_ms=ttft and round(ttft * 1000, 1), waited_ms=waited and round(waited * 1000, 1),
+            duration_ms=round((now - began) * 1000, 1), input_tokens=used.input, output_tokens=used.output,
+            finish_reason=usage.finish_reason,
+        )  # fmt: skip
+        self._metrics.outcome(outcome)
+        self._metrics.duration(endpoint, now - began, stream=request.stream)
+        if ttft:
+            self._metrics.ttft(endpoint, ttft)
+        self._metrics.add_gaps(relay.gaps)
+        span.set(
+            method="POST", path=endpoint, route=endpoint, operation=_OPERATIONS[request.endpoint], model=request.model,
+            stream=request.stream, request_id=relay.admission.request, key_id=relay.admission.key.id,
+            status=relay.status, outcome=outcome, input_tokens=used.input, output_tokens=used.output, ttft=ttft,
+            waited=waited,
+        )  # fmt: skip
+        span.end(None if outcome == "ok" else outcome)
+
+    async def _run(self, relay: Relay, receive: Receive, span: Span) -> str:
         """Relay the answer; a client that leaves ends the upstream request at once. Returns how it went."""
-        work = self._stream if relay.request.stream else self._whole
-        relaying = asyncio.create_task(self._relay(relay, request_id, work))
+        relaying = asyncio.create_task(self._relay(relay, span))
         gone = asyncio.create_task(disconnected(receive))
         try:
-            await asyncio.wait({relaying, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not relaying.done():
+            ends: set[asyncio.Future[Any]] = {relaying, gone, relay.admission.ended}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if relaying.done():
+                return relaying.result()
+            if gone.done():
                 return "client_left"
-            return relaying.result()
         finally:
             relaying.cancel()
             gone.cancel()
             await asyncio.gather(relaying, gone, return_exceptions=True)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS):
+                await relay.fail(ApiError(401, "This API key has been ended.", code="invalid_api_key"))
+        return "revoked"
 
-    async def _relay(
-        self, relay: _Relay, request_id: str, work: Callable[[_Relay, EngineConnection], Awaitable[str]]
-    ) -> str:
+    async def _relay(self, relay: Relay, span: Span) -> str:
+        work: Callable[[Relay, EngineConnection], Awaitable[str]] = (
+            self._stream if relay.request.stream else self._whole
+        )
         try:
             async with asyncio.timeout(self._settings.total_timeout) as clock:
-                async with self._engine.exchange(relay.request.endpoint, relay.request.body, request_id) as upstream:
+                await self._wait_for_slot(relay)
+                relay.entered = time.monotonic()
+                request = relay.request
+                async with self._engine.exchange(
+                    request.endpoint, request.body, relay.admission.request, span.traceparent
+                ) as upstream:
                     return await work(relay, upstream)
-        except (EngineError, TimeoutError) as error:
+        except (EngineError, ApiError, TimeoutError) as error:
             if isinstance(error, TimeoutError) and not clock.expired():
                 raise
             if relay.writing:
                 return "client_stalled"  # there is nobody to tell
             if isinstance(error, _ToldByEngine):
                 return "engine_error"  # told already; only the clean end is withheld
-            fault = error if isinstance(error, EngineError) else EngineTimeout("The request took too long in all.")
+            fault = EngineTimeout("The request took too long in all.") if isinstance(error, TimeoutError) else error
+            relay.refused = relay.first_byte is None
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS):
-                    await self._fail(relay, fault)
-            return type(fault).__name__
+                    await relay.fail(fault)
+            return "refused" if isinstance(fault, ApiError) else type(fault).__name__
 
-    async def _fail(self, relay: _Relay, fault: VelocityError) -> None:
-        """Before the head a proper status; after it an error chunk and no clean end, which would look like success."""
-        error = to_api_error(fault)
-        if not relay.status:
-            relay.status = error.status
-            await send_error(relay.send, error, relay.headers)
+    async def _wait_for_slot(self, relay: Relay) -> None:
+        if relay.admission.state is State.LEASED:
             return
-        await relay.write(b"data: " + error.body() + b"\n\n")
-        # The response is left incomplete, so the server closes the connection instead of ending the body.
+        waiting = self._limiter.slot(relay.admission)
+        if relay.request.stream:
+            await relay.wait_pinging(waiting, self._settings.head_wait)
+        else:
+            await waiting
 
-    async def _whole(self, relay: _Relay, upstream: EngineConnection) -> str:
+    async def _whole(self, relay: Relay, upstream: EngineConnection) -> str:
         head = await upstream.head()  # comes with the whole answer: the total time is its limit
         answer = Answer(head.status, await upstream.rest())
-        relay.first_byte = time.monotonic()
         if answer.status != 200:
             return await self._refused(relay, answer)
+        relay.first_byte = time.monotonic()
         relay.status = 200
         with suppress(orjson.JSONDecodeError):  # the client gets what the engine said, whatever it is
             relay.usage.read(orjson.loads(answer.body))
         content_type = head.get(b"content-type") or b"application/json"
-        await send_whole(relay.send, 200, [(b"content-type", content_type), *relay.headers], answer.body)
+        await send_whole(relay.send, 200, [(b"content-type", content_type), *relay.admission.headers], answer.body)
         return "ok"
 
-    async def _stream(self, relay: _Relay, upstream: EngineConnection) -> str:
-        head = await self._wait_pinging(relay, upstream.head(), self._settings.head_wait)
+    async def _stream(self, relay: Relay, upstream: EngineConnection) -> str:
+        head = await relay.wait_pinging(upstream.head(), self._settings.head_wait)
         if head.status != 200:
             return await self._refused(relay, Answer(head.status, await upstream.rest()))
         await relay.start()
         sift = UsageFilter(relay.request.endpoint, relay.usage, hide=relay.request.hide_usage)
-        data = await self._wait_pinging(relay, upstream.chunk(), self._settings.ping_interval)
+        data = await relay.wait_pinging(upstream.chunk(), self._settings.ping_interval)
         while is_preamble(relay.request.endpoint, data):
             await relay.write(sift.feed(data))
-            data = await self._wait_pinging(relay, upstream.chunk(), self._settings.ping_interval)
+            data = await relay.wait_pinging(upstream.chunk(), self._settings.ping_interval)
         relay.first_byte = time.monotonic()
         await self._copy(relay, upstream, sift, data)
         await relay.write(sift.rest())
         await relay.send({"type": "http.response.body", "body": b""})
         return "ok"
 
-    async def _copy(self, relay: _Relay, upstream: EngineConnection, sift: UsageFilter, data: bytes) -> None:
+    async def _copy(self, relay: Relay, upstream: EngineConnection, sift: UsageFilter, data: bytes) -> None:
         """The body from its first token to its end; neither the engine nor the client may stall for too long."""
         patience = self._settings.stall_timeout
         clock = asyncio.get_running_loop().time
+        token = relay.gaps.token
         try:
             async with asyncio.timeout(patience) as stall:
                 while data:
+                    token(clock())
                     await relay.write(sift.feed(data))
                     if _ERROR_EVENT in data:
                         raise _ToldByEngine
@@ -200,27 +217,8 @@ class Passthrough:
         except TimeoutError:
             raise EngineTimeout(f"The engine sent nothing for {patience:g} s.") from None
 
-    async def _refused(self, relay: _Relay, answer: Answer) -> str:
+    async def _refused(self, relay: Relay, answer: Answer) -> str:
         """The engine said no: its status in our shape, or (after pings have begun) an error chunk."""
-        error = from_engine(answer)
-        await self._fail(relay, error)
+        relay.refused = True
+        await relay.fail(from_engine(answer))
         return f"engine_{answer.status}"
-
-    async def _first(self, waiting: Coroutine[object, object, T]) -> T:
-        try:
-            async with asyncio.timeout(self._settings.first_token_timeout):
-                return await waiting
-        except TimeoutError:
-            raise EngineTimeout(f"No answer began within {self._settings.first_token_timeout:g} s.") from None
-
-    async def _wait_pinging(self, relay: _Relay, waiting: Coroutine[object, object, T], patience: float) -> T:
-        """Wait; after `patience` seconds answer 200, and ping, so that clients and proxies do not give up."""
-        task = asyncio.create_task(self._first(waiting))
-        try:
-            while not (await asyncio.wait({task}, timeout=patience))[0]:
-                await relay.start()
-                await relay.write(_PING)
-                patience = self._settings.ping_interval
-            return task.result()
-        finally:
-            task.cancel()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
 
 from api.app import build
+from api.errors import ApiError
 from api.gateway import Gateway
+from api.keys import Scope
+from api.metrics_server import serve_metrics
 from api.settings import ApiSettings
 from engine import log
 from engine.ports import listen
@@ -45,9 +48,27 @@ async def serve(settings: ApiSettings) -> None:
     if settings.open:
         logger.warning("open_mode", meaning="Anyone who can reach this address can use it: no keys are checked.")
     with listen(settings.host, settings.port, "the api") as bound:
-        async with Gateway.opened(settings) as gateway:
+        async with Gateway.opened(settings) as gateway, _metrics(gateway):
             logger.info("api_listening", host=settings.host, port=bound.getsockname()[1])
             await Server(config(gateway)).serve(sockets=[bound])
+
+
+@asynccontextmanager
+async def _metrics(gateway: Gateway) -> AsyncIterator[None]:
+    """The metrics on their own port, if they have one."""
+    settings = gateway.settings
+    if settings.metrics_port is None:
+        yield
+        return
+
+    async def scraper(authorization: bytes | None) -> None:
+        key = await gateway.keys.authenticate(authorization, without_redis=True)
+        if not key.may(Scope.METRICS):
+            raise ApiError(403, "This API key lacks the scope 'metrics'.", code="insufficient_scope")
+
+    async with serve_metrics(gateway.metrics, settings.metrics_host, settings.metrics_port, scraper) as port:
+        logger.info("metrics_listening", host=settings.metrics_host, port=port)
+        yield
 
 
 def config(gateway: Gateway) -> uvicorn.Config:
@@ -56,10 +77,11 @@ def config(gateway: Gateway) -> uvicorn.Config:
         build(gateway),
         http="httptools",
         loop="uvloop",
+        ws="none",  # its handler would log addresses, and at DEBUG every header
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=75,
+        timeout_keep_alive=75,  # longer than a proxy keeps its side (deploy/nginx.conf: 60 s)
         timeout_graceful_shutdown=round(gateway.settings.shutdown_seconds),
     )

@@ -6,7 +6,7 @@ import ipaddress
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 
 from engine.errors import SettingsError
 from workers.settings import WorkerSettings
@@ -41,8 +41,38 @@ class ApiSettings(WorkerSettings):
     """Seconds without a byte, after the first token, after which a stream is ended as an error."""
     total_timeout: float = Field(default=1800.0, gt=0)
     """Seconds that one interactive request may take in all."""
-    limiter_timeout: float = Field(default=1.0, gt=0)
-    """Seconds for one Redis command on the interactive path."""
+    queue_wait: float = Field(default=20.0, ge=0)
+    """Seconds that a request which only lacks a concurrency slot waits for one; 0 refuses at once."""
+    max_waiting: int = Field(default=100, ge=1)
+    """Requests of one key that may wait at the same time."""
+    global_rpm: int = Field(default=0, ge=0)
+    """Interactive requests per minute of all keys together; 0 is no limit, here and below."""
+    global_tpm: int = Field(default=0, ge=0)
+    """Tokens per minute of all interactive requests."""
+    global_concurrency: int = Field(default=0, ge=0)
+    """Interactive requests at the same time."""
+    limiter_timeout: float = Field(default=0.25, gt=0, le=0.5)
+    """Seconds for one Redis command on the interactive path; after a failure none is tried for a second."""
+    api_redis_timeout: float = Field(default=0.7, gt=0, le=1)
+    """Seconds for one Redis command on the api's other paths."""
+    outage_seconds: float = Field(default=60.0, ge=0)
+    """For how long without Redis known keys go on under a local share of their limits."""
+    metrics_host: str = "127.0.0.1"
+    """Where /metrics listens; on an address that others can reach, scrapers need a key of the scope `metrics`."""
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port of /metrics; without it there is none."""
+    sentry_dsn: SecretStr | None = None
+    """Where errors are reported (Sentry or a compatible service); nowhere by default. Needs the extra `errors`."""
+    body_timeout: float = Field(default=60.0, gt=0)
+    """Seconds in which a request's body must have come."""
+    max_n: int = Field(default=8, ge=1)
+    """Most answers (`n`, `best_of`) of one request."""
+    max_schema_bytes: int = Field(default=8192, gt=0)
+    """Largest schema, pattern or grammar that an answer can be bound to."""
+    max_tool_bytes: int = Field(default=32768, gt=0)
+    """Largest description of one tool."""
+    docs: bool = False
+    """Serve /openapi.json, to holders of a key."""
     shutdown_seconds: float = Field(default=30.0, ge=0)
     """Seconds that running requests may still take after SIGTERM."""
 

@@ -8,6 +8,9 @@ from typing import Any
 import orjson
 
 from api.errors import ApiError
+from api.keys import Key
+from api.request_caps import check_caps, check_depth, check_reach
+from api.settings import ApiSettings
 from engine.client import Endpoint, Model
 
 # Fields that let a stranger reach into the engine (templates run code, embeddings and media load data), and those
@@ -24,6 +27,7 @@ _LIMIT_FIELDS = {
     Endpoint.COMPLETIONS: ("max_tokens",),
     Endpoint.EMBEDDINGS: (),
 }
+_COMPLETIONS_DEFAULT = 16
 _HAS_STREAM_USAGE = (Endpoint.CHAT, Endpoint.COMPLETIONS)
 
 
@@ -37,6 +41,10 @@ class EngineRequest:
     stream: bool
     hide_usage: bool
     """Whether the usage chunk was asked for by velocity alone, and is kept from the client."""
+    input_estimate: int
+    """Tokens of the input, by its length: about one per four bytes."""
+    output_most: int
+    """Most tokens that the answer can have."""
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -47,30 +55,39 @@ def parse(body: bytes) -> dict[str, Any]:
         raise ApiError(400, f"The request body is not valid JSON: {error}.", code="invalid_json") from None
     if not isinstance(content, dict):
         raise ApiError(400, "The request body must be a JSON object.", code="invalid_json")
+    check_depth(content)
     return content
 
 
-def clean(endpoint: Endpoint, content: dict[str, Any], model: Model, default_max_tokens: int) -> dict[str, Any]:
-    """A copy with the model's true name, without the dropped fields, and with an output limit that fits the context.
+def clean(endpoint: Endpoint, content: dict[str, Any], model: Model, key: Key, settings: ApiSettings) -> dict[str, Any]:
+    """A copy with the model's true name, without the dropped fields, and with an output limit that fits.
 
     The engine itself shortens the output to what the prompt leaves; it refuses only a limit beyond the whole context.
+    Raises ApiError 400 for a field that asks for too much.
     """
-    cleaned = {key: value for key, value in content.items() if key not in DROPPED}
+    check_caps(content, settings)
+    check_reach(content)
+    cleaned = {name: value for name, value in content.items() if name not in DROPPED}
     cleaned["model"] = model.id
-    fields = _LIMIT_FIELDS[endpoint]
-    asked = next((field for field in fields if cleaned.get(field) is not None), None)
-    if asked is None and fields and endpoint is not Endpoint.COMPLETIONS:  # there OpenAI's own default is 16
-        asked = fields[-1]
-        cleaned[asked] = default_max_tokens
-    limit = cleaned.get(asked) if asked else None
-    if asked and model.max_model_len and isinstance(limit, int) and not isinstance(limit, bool):
-        cleaned[asked] = min(limit, model.max_model_len)
+    if key.version:  # a tenant's prompts are cached for itself alone: what is fast would tell others what was asked
+        cleaned["cache_salt"] = key.tenant
+    field = _limit_field(endpoint, cleaned)
+    if field and field not in cleaned and endpoint is not Endpoint.COMPLETIONS:  # there OpenAI's own default is 16
+        cleaned[field] = settings.default_max_tokens
+    limit = cleaned.get(field or "")
+    if field and isinstance(limit, int) and not isinstance(limit, bool):
+        cleaned[field] = min(limit, model.max_model_len or limit, key.max_tokens or limit)
     return cleaned
 
 
-def interactive(endpoint: Endpoint, content: dict[str, Any], model: Model, default_max_tokens: int) -> EngineRequest:
-    """An interactive request: highest priority, with usage reported so that it can be accounted. ApiError 400."""
-    body = clean(endpoint, content, model, default_max_tokens)
+def interactive(
+    endpoint: Endpoint, content: dict[str, Any], model: Model, key: Key, settings: ApiSettings, length: int = 0
+) -> EngineRequest:
+    """An interactive request: highest priority, with usage reported so that it can be accounted.
+
+    `length` is the body's, in bytes. Raises ApiError 400.
+    """
+    body = clean(endpoint, content, model, key, settings)
     if not isinstance(body.get("stream"), bool | None):
         raise ApiError(400, "'stream' must be true or false.", param="stream")
     stream = body.get("stream") is True
@@ -82,4 +99,31 @@ def interactive(endpoint: Endpoint, content: dict[str, Any], model: Model, defau
         if isinstance(options, dict):
             hide_usage = options.get("include_usage") is not True
             body["stream_options"] = {**options, "include_usage": True}
-    return EngineRequest(endpoint, orjson.dumps(body), model.id, stream, hide_usage)
+    return EngineRequest(
+        endpoint, orjson.dumps(body), model.id, stream, hide_usage, length // 4 + 1, output_most(endpoint, body)
+    )
+
+
+def output_most(endpoint: Endpoint, body: dict[str, Any]) -> int:
+    """Most tokens that the answers to a cleaned request can have together."""
+    field = _limit_field(endpoint, body)
+    if not field:
+        return 0
+    limit = body.get(field, _COMPLETIONS_DEFAULT)
+    prompts = body.get("prompt")
+    count = len(prompts) if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int) else 1
+    return _count(limit) * max(1, _count(body.get("n"))) * count
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def _limit_field(endpoint: Endpoint, content: dict[str, Any]) -> str | None:
+    """The field that limits the output: the one that the request has, or that it gets."""
+    fields = _LIMIT_FIELDS[endpoint]
+    given = next((field for field in fields if content.get(field) is not None), None)
+    if given is None and fields:
+        content.pop(fields[-1], None)  # a null is no limit
+        return fields[-1]
+    return given

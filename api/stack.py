@@ -214,14 +214,13 @@ class Stack:
 
     async def _require_health(self) -> None:
         """Every part is up; the api must see that too."""
-        health: dict[str, str] = {}
         deadline = time.monotonic() + _HEALTH_SECONDS
         while time.monotonic() < deadline:
-            health = await self._health()
-            if health.get("status") in {"ok", "degraded"}:
+            if (await self._health()).get("status") in {"ok", "degraded"}:
                 return
             await asyncio.sleep(0.2)
-        down = ", ".join(name for name in ("engine", "redis") if health.get(name) != "ok") or "the api"
+        parts = {"engine": await self._engine_ready(), "redis": await answers(self.settings.redis_url)}
+        down = ", ".join(name for name, up in parts.items() if not up) or "the api"
         raise StartError(f"velocity is not healthy after {_HEALTH_SECONDS:g} s: {down} is down. Logs: {self.logs}")
 
 

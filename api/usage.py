@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ _USAGE_MARK = {
     Endpoint.EMBEDDINGS: b"\x00",
 }
 _HOLD_MOST = 256 * 1024
+_FINISH = re.compile(rb'"finish_reason":"(\w+)"')
 
 
 _PREAMBLE = (b"event: response.created", b"event: response.in_progress")
@@ -36,14 +38,22 @@ class Usage:
 
     input_tokens: int = 0
     output_tokens: int = 0
+    known: bool = False
+    """Whether the engine has said them."""
+    events: int = 0
+    """Events of the stream so far, about one per token."""
+    finish_reason: str | None = None
 
     def read(self, content: Any) -> None:
         """Take the counts of an answer or a usage event, in any of the endpoints' spellings."""
         if not isinstance(content, dict):
             return
+        for choice in content.get("choices") or ():
+            self.finish_reason = choice.get("finish_reason") or self.finish_reason
         usage = content.get("usage") or (content.get("response") or {}).get("usage")
         if not isinstance(usage, dict):
             return
+        self.known = True
         self.input_tokens = usage.get("prompt_tokens") or usage.get("input_tokens") or 0
         self.output_tokens = usage.get("completion_tokens") or usage.get("output_tokens") or 0
 
@@ -59,6 +69,9 @@ class UsageFilter:
 
     def feed(self, data: bytes) -> bytes:
         """What may go to the client now. An event that is still incomplete is held back until its end arrives."""
+        self._usage.events += data.count(_END)
+        if finish := _FINISH.search(data):
+            self._usage.finish_reason = finish[1].decode()
         if self._held:
             data = self._held + data
         end = data.rfind(_END) + len(_END)

@@ -110,14 +110,14 @@ class EngineClient:
 
     @asynccontextmanager
     async def exchange(
-        self, endpoint: Endpoint, body: bytes, request_id: str | None = None
+        self, endpoint: Endpoint, body: bytes, request_id: str | None = None, traceparent: bytes | None = None
     ) -> AsyncIterator[EngineConnection]:
         """Send one POST and lend the connection: await `head()`, then `chunk()` until b"".
 
         On the way out the connection goes back to the pool if its answer was read to the end, else it is closed,
         which makes the engine abort the request. Raises EngineUnreachable if no connection could be made.
         """
-        head = self._request("POST", endpoint, len(body), request_id)
+        head = self._request("POST", endpoint, len(body), request_id, traceparent)
         connection = await self._sent(head + body)
         try:
             yield connection
@@ -167,12 +167,16 @@ class EngineClient:
         except TimeoutError:
             raise EngineTimeout(f"The engine gave no answer within {timeout:g} s.") from None
 
-    def _request(self, method: str, path: str, length: int, request_id: str | None) -> bytes:
+    def _request(
+        self, method: str, path: str, length: int, request_id: str | None, traceparent: bytes | None = None
+    ) -> bytes:
         head = f"{method} {self._prefix}{path} HTTP/1.1\r\n".encode() + self._common
         if method == "POST":
             head += b"content-type: application/json\r\ncontent-length: %d\r\n" % length
         if request_id:
             head += b"x-request-id: %s\r\n" % request_id.encode()
+        if traceparent:
+            head += b"traceparent: %s\r\n" % traceparent
         return head + b"\r\n"
 
     async def _sent(self, data: bytes) -> EngineConnection:

@@ -16,6 +16,9 @@ VelocityError
 class VelocityError(Exception):
     """Root of every error that velocity raises on purpose."""
 
+    quotes = False
+    """Whether the message may quote what a client wrote: then it is for that client, and for no log."""
+
 
 class SettingsError(VelocityError):
     """A setting is missing, contradictory or unusable."""

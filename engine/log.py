@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
+import traceback
 
 import structlog
 
+from engine.errors import VelocityError
 from engine.settings import EngineSettings
+
+_CHAIN_MOST = 8
 
 Logger = structlog.stdlib.BoundLogger
 
@@ -17,6 +22,8 @@ _EXPECTED = ("ASGI callable returned without completing response.",)
 
 class _DropExpected(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.name == "asyncio":  # what follows shows tasks and callbacks, with what they were given
+            record.msg, record.args = re.split(r"[\n(<]", record.getMessage(), maxsplit=1)[0], ()
         return record.getMessage() not in _EXPECTED
 
 
@@ -32,9 +39,7 @@ def configure(settings: EngineSettings, process: str) -> None:
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(pad_event_to=0)
     )
-    final: list[structlog.typing.Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
-    if as_json:
-        final.append(structlog.processors.format_exc_info)
+    final: list[structlog.typing.Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, _traceback]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[*final, renderer]))
     handler.addFilter(_DropExpected())
@@ -50,6 +55,24 @@ def configure(settings: EngineSettings, process: str) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(process=process)
+
+
+def _traceback(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Where it was raised, and which classes. No locals, and no message of an exception that is not ours: it may quote
+    what a client wrote.
+    """
+    given = event.pop("exc_info", None)
+    if isinstance(given, tuple):
+        given = given[1]
+    error: BaseException | None = given if isinstance(given, BaseException) else sys.exc_info()[1] if given else None
+    blocks: list[str] = []
+    while error is not None and len(blocks) < _CHAIN_MOST:
+        message = f": {error}" if isinstance(error, VelocityError) and not error.quotes else ""
+        blocks.append("".join(traceback.format_tb(error.__traceback__)) + f"{type(error).__qualname__}{message}")
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if blocks:
+        event["exception"] = "\nwhich led to:\n".join(reversed(blocks))
+    return event
 
 
 def get(name: str) -> Logger:

@@ -7,7 +7,7 @@ import socket
 from engine.errors import StartError
 
 
-def listen(host: str, port: int, who: str) -> socket.socket:
+def listen(host: str, port: int, who: str, setting: str = "VELOCITY_PORT") -> socket.socket:
     """A bound socket that is ready to be handed on. Raises StartError if the port is in use or may not be bound."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
@@ -18,7 +18,7 @@ def listen(host: str, port: int, who: str) -> socket.socket:
         bound.close()
         raise StartError(
             f"Port {port} on {host}, wanted for {who}, can't be used: {error.strerror}. "
-            "End what uses it, or choose another port (velocity up --port, VELOCITY_PORT)."
+            f"End what uses it, or choose another port ({setting})."
         ) from None
     return bound
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,9 +24,9 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
     return {"uvloop": uvloop.new_event_loop}
 
 
-@pytest.fixture(scope="session")
-def redis_url() -> Iterator[str]:
-    """A real Redis of its own, on a unix socket, that keeps nothing."""
+@contextmanager
+def redis_server() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A real Redis of its own, on a unix socket, that keeps nothing: its address and its process."""
     directory = Path(tempfile.mkdtemp(prefix="velocity-test-redis-"))
     socket = directory / "redis.sock"
     process = subprocess.Popen(
@@ -36,11 +38,19 @@ def redis_url() -> Iterator[str]:
         client = redis.Redis(unix_socket_path=str(socket))
         _wait_for(client)
         client.close()
-        yield f"unix://{socket}"
+        yield f"unix://{socket}", process
     finally:
+        process.send_signal(signal.SIGCONT)
         process.terminate()
         process.wait(10)
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """The Redis of the run."""
+    with redis_server() as (url, _):
+        yield url
 
 
 def _wait_for(client: redis.Redis) -> None:

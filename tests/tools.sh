@@ -24,3 +24,17 @@ if command -v npm >/dev/null; then
 else
     missing "Node 20 or newer; the tests with the Node clients are skipped"
 fi
+
+# Debian's package is only unpacked, into .venv: installing it would start a server on port 80 and keep it enabled.
+nginx=.venv/nginx
+if ! PATH="$PATH:/usr/sbin:$PWD/$nginx/usr/sbin" command -v nginx >/dev/null; then
+    if command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null; then
+        mkdir -p "$nginx"
+        if [ "$(id -u)" = 0 ]; then apt-get update -qq >/dev/null 2>&1 || true; fi
+        { (cd "$nginx" && apt-get download nginx) && dpkg-deb -x "$nginx"/nginx_*.deb "$nginx" &&
+            "$nginx/usr/sbin/nginx" -v; } >/dev/null 2>&1 || rm -rf "$nginx"
+    fi
+    if [ ! -x "$nginx/usr/sbin/nginx" ]; then
+        missing "nginx; the tests of deploy/nginx.conf are skipped"
+    fi
+fi

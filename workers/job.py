@@ -79,6 +79,19 @@ class JobSpec(BaseModel):
     """Unix seconds."""
     deadline: int | None = None
     """Unix seconds after which items that have not finished expire."""
+    account: str = "none"
+    """Whose usage it is: the API key that submitted it."""
+    tokens: int = 0
+    """Tokens that it may take at most, input (by length) and output."""
+
+
+@dataclass(frozen=True, slots=True)
+class BulkQuota:
+    """What a tenant may have in active jobs; 0 is no limit. Given back when a job ends."""
+
+    jobs: int = 0
+    items: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

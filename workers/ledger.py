@@ -10,12 +10,13 @@ from typing import Any, cast
 from redis.asyncio import Redis
 
 from workers import redis_keys
-from workers.errors import NoSuchJob
-from workers.job import LANE, JobSpec, JobState, Lease, Record
+from workers.errors import NoSuchJob, QuotaExceeded
+from workers.job import LANE, BulkQuota, JobSpec, JobState, Lease, Record
 from workers.redis import translated
 from workers.scripts import Scripts
 
 _SWEEP_MOST = 500
+UNLIMITED = BulkQuota()
 
 
 class Verdict(StrEnum):
@@ -38,14 +39,29 @@ class Ledger:
         self._redis = redis
         self._scripts = Scripts(redis, "workers", prelude="prelude.lua")
 
-    async def submit(self, spec: JobSpec) -> bool:
-        """Enter a job whose files are durable. False if it was entered before."""
+    async def submit(self, spec: JobSpec, quota: BulkQuota = UNLIMITED) -> bool:
+        """Enter a job whose files are durable. False if it was entered before. Raises QuotaExceeded."""
+        return await self._submit(spec, quota, ask=False) == "entered"
+
+    async def require_room(self, spec: JobSpec, quota: BulkQuota) -> None:
+        """Raises QuotaExceeded if the job would not be entered now: asked before its files are written."""
+        await self._submit(spec, quota, ask=True)
+
+    async def _submit(self, spec: JobSpec, quota: BulkQuota, *, ask: bool) -> str:
         fields = {"model": spec.model, "endpoint": spec.endpoint, "name": spec.name}
         pairs = [part for key, value in fields.items() if value is not None for part in (key, value)]
-        deadline = (spec.deadline or 0) * 1000
-        return bool(
-            await self._run("submit", spec.id, spec.tenant, LANE, spec.total, spec.shard_items, deadline, *pairs)
-        )
+        verdict, used = await self._run(
+            "submit", spec.id, spec.tenant, LANE, spec.total, spec.shard_items, (spec.deadline or 0) * 1000,
+            spec.account, spec.tokens, quota.jobs, quota.items, quota.tokens, int(ask), *pairs,
+        )  # fmt: skip
+        what = verdict.decode()
+        needed = {"jobs": (1, quota.jobs), "items": (spec.total, quota.items), "tokens": (spec.tokens, quota.tokens)}
+        if what in needed:
+            need, most = needed[what]
+            full = "active jobs" if what == "jobs" else f"{what} in active jobs"
+            text = f"Bulk quota reached: at most {most:,} {full}, {int(used):,} in use, {need:,} more asked for."
+            raise QuotaExceeded(text, what, never=need > most)
+        return str(what)
 
     async def claim(self, lease_seconds: float, lane: str = LANE) -> Lease | None:
         """Lease the next shard of a lane (in the lane FINAL: the next job to finalize), or None if none is pending."""

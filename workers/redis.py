@@ -9,6 +9,7 @@ import redis as sync_redis
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
@@ -18,14 +19,14 @@ _CONNECTIONS = 64
 """Of one client; a command beyond them waits for one instead of failing."""
 
 
-def connect(url: str, timeout: float) -> Redis:
+def connect(url: str, timeout: float, retries: int = 1) -> Redis:
     """An asynchronous client; commands fail after `timeout` seconds and are tried once more on a broken connection.
 
-    One retry is safe because every script may be replayed.
+    One retry is safe because every script may be replayed. A Redis that is silent is not asked again.
     """
     pool = BlockingConnectionPool.from_url(
         url, max_connections=_CONNECTIONS, timeout=timeout, socket_timeout=timeout, socket_connect_timeout=timeout,
-        retry=AsyncRetry(NoBackoff(), 1),
+        retry=AsyncRetry(NoBackoff(), retries, (RedisConnectionError,)),
     )  # fmt: skip
     return Redis.from_pool(pool)
 

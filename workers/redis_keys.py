@@ -27,15 +27,36 @@ def tenant_jobs(tenant: str) -> str:
     return f"{ROOT}tenant:{tenant}:jobs"
 
 
+def bulk_use(tenant: str) -> str:
+    """Hash: what of a tenant's bulk quota is in use."""
+    return f"{ROOT}tenant:{tenant}:bulk"
+
+
+def usage(account: str, day: int) -> str:
+    """Hash: what an API key used on one day (days since 1970, UTC)."""
+    return f"{ROOT}usage:{account}:{day}"
+
+
 def api_key(key_id: str) -> str:
-    """Hash: an API key's record, without its secret."""
+    """Hash: an API key's record (JSON, without its secret) and the record's version."""
     return f"{ROOT}key:{key_id}"
 
 
-def request_rate(key_id: str) -> str:
-    """Integer: theoretical arrival time (µs) of a key's next request (GCRA)."""
-    return f"{ROOT}limit:{key_id}:requests"
+def limit(scope: str) -> str:
+    """Hash: a key's (or, for "all", everybody's) buckets. Its siblings are named in api/lua/prelude.lua."""
+    return f"{ROOT}limit:{scope}"
 
 
-API_KEYS = f"{ROOT}keys"
-"""Set: ids of all API keys."""
+def leases(scope: str) -> str:
+    """Sorted set: requests that hold a slot, by the time (µs) when their lease is over."""
+    return f"{ROOT}limit:{scope}:leases"
+
+
+def waiting(key_id: str) -> str:
+    """Sorted set: requests that wait for a slot of a key, by arrival (µs)."""
+    return f"{ROOT}limit:{key_id}:waiting"
+
+
+def reservation(request: str) -> str:
+    """Hash: what a request has reserved and must settle."""
+    return f"{ROOT}request:{request}"

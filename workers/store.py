@@ -64,6 +64,10 @@ class JobFiles:
                 shutil.rmtree(draft, ignore_errors=True)
                 raise
 
+    def remove(self) -> None:
+        """Forget a job that was not accepted."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
     def spec(self) -> JobSpec:
         """What was asked for."""
         with _storage("The job can't be read"):

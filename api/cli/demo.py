@@ -15,9 +15,10 @@ from rich.panel import Panel
 from rich.text import Text
 
 from api.cli.client import ChatTiming, VelocityClient
-from api.cli.keys import issue
+from api.cli.keys import opened
 from api.cli.progress import watch
 from api.cli.terminal import errors_for_people, fail, load_settings, out
+from api.keys import Terms
 from api.settings import ApiSettings
 from api.stack import Stack
 from engine import log
@@ -85,7 +86,8 @@ async def _story(stack: Stack) -> None:
 
 async def _use(settings: ApiSettings, url: str, began: float) -> None:
     _stage(2, "Creating an API key")
-    _, key = await issue(settings, "demo", rpm=600)
+    async with opened(settings) as keys:
+        _, key = await keys.create(Terms(name="demo", rpm=600))
     out.print(f"  {key[:18]}… (600 requests per minute)")
     async with VelocityClient(url, key) as client:
         _stage(3, "Streaming a chat answer from the idle engine")

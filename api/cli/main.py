@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 import uvloop
 
-from api.cli import chat, demo, engine, jobs, keys, up
+from api.cli import chat, demo, engine, jobs, keys, up, usage
 from api.cli.terminal import errors_for_people, load_settings
 from api.server import serve
 from engine import log
@@ -19,6 +19,7 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(engine.app, name="engine")
 app.command()(up.up)
 app.command()(chat.chat)
+app.command()(usage.usage)
 app.command()(demo.demo)
 
 

@@ -15,9 +15,13 @@ _REDIS_SECONDS = 1.0
 router = APIRouter()
 
 
-@router.api_route("/health", methods=["GET", "HEAD"])
+@router.head("/health", include_in_schema=False)
+@router.get("/health")
 async def health(request: Request, response: Response) -> dict[str, Any]:
-    """200 `ok`, 200 `degraded` when only bulk work suffers, 503 `unavailable` when chat can't be served."""
+    """200 `ok`, 200 `degraded` when only bulk work suffers, 503 `unavailable` when chat can't be served.
+
+    Holders of a key are also told which part is down.
+    """
     gateway: Gateway = request.app.state.gateway
     await gateway.watch.refresh()
     workers, redis = 0, "ok"
@@ -27,10 +31,12 @@ async def health(request: Request, response: Response) -> dict[str, Any]:
     except (LedgerUnavailable, TimeoutError):
         redis = "down"
     engine = "ok" if gateway.watch.up else "down"
-    if engine == "ok" and (redis == "ok" or gateway.settings.open):
+    if engine == "ok" and (redis == "ok" or gateway.limiter.decides):
         status = "ok" if workers else "degraded"
     else:
         status = "unavailable"
         response.status_code = 503
         response.headers["retry-after"] = "5"
+    if "key" not in request.scope["state"]:
+        return {"status": status}
     return {"status": status, "engine": engine, "redis": redis, "workers": "ok" if workers else "none"}

@@ -16,8 +16,9 @@ from api.gateway import Gateway
 from api.job_input import parse_job
 from api.job_results import Results, record_line
 from api.keys import Key
-from workers.errors import LedgerUnavailable
-from workers.job import JobState
+from api.metrics import Refusal
+from workers.errors import LedgerUnavailable, QuotaExceeded
+from workers.job import BulkQuota, JobState
 from workers.store import JobFiles
 
 router = APIRouter(prefix="/jobs")
@@ -29,11 +30,18 @@ JobId = Annotated[str, Path(pattern=r"^job_[0-9a-f]{32}$")]
 async def submit(request: Request) -> JSONResponse:
     """Accept a job: 202 once it is on the disk and in the ledger."""
     gateway, key = _context(request)
-    body = await read_body(request.receive, gateway.settings.max_job_bytes)
-    spec, items = await parse_job(body, key.tenant, gateway)
+    body = await read_body(request.receive, gateway.settings.max_job_bytes, gateway.settings.body_timeout)
+    spec, items = await parse_job(body, key, gateway)
+    quota = BulkQuota(key.bulk_jobs or 0, key.bulk_items or 0, key.bulk_tokens or 0)
     files = JobFiles(gateway.settings.data_dir, key.tenant, spec.id)
-    await asyncio.to_thread(files.create, spec, items)
-    await gateway.ledger.submit(spec)
+    try:
+        await gateway.ledger.require_room(spec, quota)
+        await asyncio.to_thread(files.create, spec, items)
+        await gateway.ledger.submit(spec, quota)
+    except QuotaExceeded as error:  # the second time if others came first: then the files go again
+        await asyncio.to_thread(files.remove)
+        gateway.metrics.refused(Refusal(f"bulk_{error.what}"))
+        raise
     await _ring(gateway, pending=-(-spec.total // spec.shard_items))
     return JSONResponse(job_view(await gateway.ledger.job(key.tenant, spec.id)), status_code=202)
 

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from api.gateway import Gateway
+from api.keys import Key
 from engine.client import Model
 from engine.errors import EngineUnreachable
 
@@ -21,14 +22,16 @@ async def list_models(request: Request) -> dict[str, Any]:
         await gateway.watch.refresh()
     if not gateway.watch.models:
         raise EngineUnreachable("The engine is not up (yet). Try again in a few seconds.")
-    return {"object": "list", "data": [_card(model) for model in gateway.watch.models]}
+    key: Key = request.state.key
+    models = [model for model in gateway.watch.models if key.may_use(model.id)]
+    return {"object": "list", "data": [_card(model) for model in models]}
 
 
 @router.get("/v1/models/{name:path}")
 async def show_model(request: Request, name: str) -> dict[str, Any]:
     """One model, by its name or an alias."""
     gateway: Gateway = request.app.state.gateway
-    return _card(await gateway.watch.resolve(name))
+    return _card(await gateway.watch.resolve(name, request.state.key))
 
 
 def _card(model: Model) -> dict[str, Any]:

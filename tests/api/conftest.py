@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from api.gateway import Gateway
+from api.keys import Terms
 from api.server import Server, config
 from api.settings import ApiSettings
 from engine.client import EngineClient
@@ -32,6 +34,10 @@ class Door:
     gateway: Gateway
     engine: FakeEngine
     key: str
+
+    async def new_key(self, **terms: Any) -> str:
+        """The text of another key."""
+        return (await self.gateway.keys.create(Terms(**{"name": "other", **terms})))[1]
 
     def client(self, key: str | None = None) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=self.url, headers={"authorization": f"Bearer {key or self.key}"})
@@ -55,7 +61,7 @@ async def front_door(settings: ApiSettings, engine: FakeEngine) -> AsyncIterator
                     if serving.done():
                         serving.result()
                     await asyncio.sleep(0.01)
-            key = "none" if settings.open else (await gateway.keys.create("test", None))[1]
+            key = "none" if settings.open else (await gateway.keys.create(Terms(name="test")))[1]
             try:
                 yield Door(f"http://127.0.0.1:{bound.getsockname()[1]}", settings, gateway, engine, key)
             finally:
@@ -74,7 +80,7 @@ def settings(clean_redis: str, engine: FakeEngine, tmp_path: Path) -> ApiSetting
     return ApiSettings(
         redis_url=clean_redis, engine_url=engine.url, data_dir=tmp_path, shard_items=8, lease_seconds=2,
         retry_backoff=0.01, head_wait=0.2, ping_interval=0.2, stall_timeout=0.5, first_token_timeout=2,
-        shutdown_seconds=1,
+        shutdown_seconds=1, limiter_timeout=0.5,
     )  # fmt: skip
 
 

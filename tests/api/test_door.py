@@ -8,7 +8,10 @@ import time
 import httpx
 import pytest
 
-from api.keys import Key, Keys
+from api.fast_redis import FastRedis
+from api.key_store import Keys
+from api.keys import Terms, new_text
+from api.metrics import Metrics
 from api.settings import ApiSettings
 from engine.errors import SettingsError
 from engine.ports import free_port
@@ -39,7 +42,7 @@ async def test_no_route_without_a_key(door: Door) -> None:
 
 
 async def test_a_wrong_secret_with_a_right_id_is_refused(door: Door) -> None:
-    other = (await door.gateway.keys.create("other", None))[1]
+    other = await door.new_key()
     mixed = "_".join([*door.key.split("_")[:2], *other.split("_")[2:]])
     async with door.client(mixed) as client:
         assert (await client.get("/v1/models")).status_code == 401
@@ -48,7 +51,7 @@ async def test_a_wrong_secret_with_a_right_id_is_refused(door: Door) -> None:
 async def test_only_the_hash_of_a_key_is_kept(door: Door, settings: ApiSettings) -> None:
     secret = door.key.split("_")[2]
     redis = connect(settings.redis_url, 5)
-    stored = await redis.get(redis_keys.api_key(door.key.split("_")[1]))
+    stored = await redis.hgetall(redis_keys.api_key(door.key.split("_")[1]))
     await redis.aclose()
     files = [file.read_text() for file in (settings.data_dir / "keys").iterdir()]
     assert stored
@@ -61,12 +64,12 @@ async def test_keys_survive_the_loss_of_redis(door: Door, settings: ApiSettings)
     await redis.flushall()
     async with door.client() as client:
         assert (await client.get("/v1/models")).status_code == 200
-    assert await redis.get(redis_keys.api_key(door.key.split("_")[1]))
+    assert await redis.exists(redis_keys.api_key(door.key.split("_")[1]))
     await redis.aclose()
 
 
 async def test_a_limited_key_is_told_when_to_come_back(door: Door) -> None:
-    key = (await door.gateway.keys.create("limited", 2))[1]
+    key = await door.new_key(rpm=2)
     async with door.client(key) as client:
         first, second, third = [await client.post("/v1/chat/completions", json=CHAT) for _ in range(3)]
     assert (first.status_code, second.status_code, third.status_code) == (200, 200, 429)
@@ -82,7 +85,7 @@ async def test_a_limited_key_is_told_when_to_come_back(door: Door) -> None:
 
 
 async def test_waiting_as_long_as_retry_after_says_succeeds(door: Door) -> None:
-    key = (await door.gateway.keys.create("fast", 120))[1]
+    key = await door.new_key(rpm=120)
     async with door.client(key) as client:
         answers = await asyncio.gather(*(client.post("/v1/chat/completions", json=CHAT) for _ in range(125)))
         refused = [answer for answer in answers if answer.status_code == 429]
@@ -94,11 +97,15 @@ async def test_waiting_as_long_as_retry_after_says_succeeds(door: Door) -> None:
         assert time.monotonic() - began < 60
 
 
-async def test_health_names_each_part_and_needs_no_key(door: Door) -> None:
-    async with httpx.AsyncClient(base_url=door.url) as client:
-        response = await client.get("/health")
-        assert response.status_code == 200
-        assert response.json() == {"status": "degraded", "engine": "ok", "redis": "ok", "workers": "none"}
+async def test_health_needs_no_key_and_names_each_part_to_who_has_one(door: Door) -> None:
+    async with httpx.AsyncClient(base_url=door.url) as client, door.client() as holder:
+        for stranger in (
+            await client.get("/health"),
+            await client.get("/health", headers={"authorization": "Bearer x"}),
+        ):
+            assert (stranger.status_code, stranger.json()) == (200, {"status": "degraded"})
+        parts = {"status": "degraded", "engine": "ok", "redis": "ok", "workers": "none"}
+        assert (await holder.get("/health")).json() == parts
         await door.gateway.ledger.beat("worker-1", 15)
         assert (await client.get("/health")).json()["status"] == "ok"
 
@@ -118,7 +125,7 @@ async def test_without_redis_nothing_hangs_and_bulk_says_503(settings: ApiSettin
 async def test_a_key_that_redis_can_not_confirm_is_503_not_401(settings: ApiSettings, engine: FakeEngine) -> None:
     async with front_door(settings, engine) as door:
         dead = connect(f"redis://127.0.0.1:{free_port()}/0", 1)
-        object.__setattr__(door.gateway.keys, "_redis", dead)
+        object.__setattr__(door.gateway.keys, "_redis", FastRedis(dead, 1, Metrics()))
         async with door.client() as client:
             response = await client.get("/v1/models")
         await dead.aclose()
@@ -179,7 +186,7 @@ def test_open_mode_is_refused_on_a_public_address() -> None:
 async def test_a_bootstrap_key_is_adopted_at_start(settings: ApiSettings, engine: FakeEngine) -> None:
     file = settings.data_dir / "first-key"
     with_file = settings.model_copy(update={"bootstrap_key_file": file})
-    text = Key.issue("elsewhere", None)[1]
+    text = new_text()[1]
     file.write_text(text + "\n")
     for _ in range(2):  # a restart changes nothing
         async with front_door(with_file, engine) as door, door.client(text) as client:
@@ -201,6 +208,6 @@ async def test_an_unusable_bootstrap_key_is_refused(
 async def test_a_key_that_redis_did_not_take_is_not_made(settings: ApiSettings) -> None:
     dead = connect(f"redis://127.0.0.1:{free_port()}/0", 1)
     with pytest.raises(LedgerUnavailable):
-        await Keys(dead, settings.data_dir).create("x", None)
+        await Keys(FastRedis(dead, 1, Metrics()), settings.data_dir).create(Terms(name="x"))
     await dead.aclose()
     assert not (settings.data_dir / "keys").exists()

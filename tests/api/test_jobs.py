@@ -115,7 +115,7 @@ async def test_the_list_has_pages(door: Door) -> None:
 
 async def test_a_job_of_another_tenant_does_not_exist(door: Door) -> None:
     job_id = await submitted(door, job("hi"))
-    stranger = (await door.gateway.keys.create("stranger", None))[1]
+    stranger = await door.new_key()
     async with door.client(stranger) as client:
         for method, path in (("GET", ""), ("GET", "/results"), ("POST", "/cancel")):
             response = await client.request(method, f"/jobs/{job_id}{path}")

@@ -9,13 +9,18 @@ import pytest
 
 from api import shape
 from api.errors import ApiError
+from api.keys import ANYONE, Key
+from api.settings import ApiSettings
 from engine.client import Endpoint, Model
 
 MODEL = Model("tiny", "/m", 8192)
+SETTINGS = ApiSettings(default_max_tokens=1000)
 
 
-def shaped(content: dict[str, Any], endpoint: Endpoint = Endpoint.CHAT) -> tuple[shape.EngineRequest, dict[str, Any]]:
-    request = shape.interactive(endpoint, content, MODEL, 1000)
+def shaped(
+    content: dict[str, Any], endpoint: Endpoint = Endpoint.CHAT, key: Key = ANYONE
+) -> tuple[shape.EngineRequest, dict[str, Any]]:
+    request = shape.interactive(endpoint, content, MODEL, key, SETTINGS)
     return request, orjson.loads(request.body)
 
 
@@ -72,3 +77,32 @@ def test_what_is_no_json_object_is_refused(body: bytes) -> None:
     with pytest.raises(ApiError) as caught:
         shape.parse(body)
     assert caught.value.status == 400
+
+
+MEDIA = {"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "content", "param"),
+    [
+        (Endpoint.CHAT, {"messages": [{"role": "user", "content": [MEDIA]}]}, "image_url"),
+        (
+            Endpoint.RESPONSES,
+            {"input": [{"content": [{"type": "input_image", "image_url": "file:///x"}]}]},
+            "image_url",
+        ),
+        (Endpoint.RESPONSES, {"input": "hi", "background": True}, "background"),
+        (Endpoint.RESPONSES, {"input": "hi", "previous_response_id": "resp_1"}, "previous_response_id"),
+    ],
+)
+def test_what_would_make_the_engine_reach_out_is_refused(
+    endpoint: Endpoint, content: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(ApiError) as caught:
+        shaped(content, endpoint)
+    assert (caught.value.status, caught.value.param) == (400, param)
+
+
+def test_media_that_is_sent_along_is_passed_on() -> None:
+    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    assert shaped({"messages": [{"role": "user", "content": [part]}]})[1]["messages"][0]["content"] == [part]

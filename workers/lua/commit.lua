@@ -15,10 +15,12 @@ end
 redis.call('ZADD', LEASES, now_ms() + tonumber(ARGV[5]), member(job, unit))
 local key, completed = unit_key(job, unit), tonumber(ARGV[10])
 if length > tonumber(redis.call('HGET', key, segment) or 0) then
+  local new = 0
   redis.call('HSET', key, segment, int(length), 'progress', 1, 'crashes', 0)
   for i = 11, #ARGV do
     if redis.call('SETBIT', done_key(job), ARGV[i], 1) == 0 then
       local field = 'completed'
+      new = new + 1
       if i > 10 + completed then
         field = 'failed'
         redis.call('SETBIT', failed_key(job), ARGV[i], 1)
@@ -29,6 +31,8 @@ if length > tonumber(redis.call('HGET', key, segment) or 0) then
   end
   redis.call('HINCRBY', job_key(job), 'input_tokens', ARGV[8])
   redis.call('HINCRBY', job_key(job), 'output_tokens', ARGV[9])
+  count_usage(redis.call('HGET', job_key(job), 'account') or 'none', 'bulk_requests', new, 'bulk_input_tokens', ARGV[8],
+    'bulk_output_tokens', ARGV[9])
 end
 local lead = redis.call('HMGET', key, 'finished', 'count')
 if unit ~= FINAL and tonumber(lead[1] or 0) >= tonumber(lead[2]) then

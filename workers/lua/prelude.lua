@@ -10,6 +10,7 @@ local function done_key(job) return ROOT .. 'job:' .. job .. ':done' end
 local function failed_key(job) return ROOT .. 'job:' .. job .. ':failed' end
 local function pending_key(lane) return ROOT .. 'pending:' .. lane end
 local function lane_of(job, unit) return unit == FINAL and FINAL or redis.call('HGET', job_key(job), 'lane') end
+local function bulk_key(tenant) return ROOT .. 'tenant:' .. tenant .. ':bulk' end
 local function member(job, unit) return job .. '/' .. unit end
 
 local function now_ms()
@@ -18,6 +19,16 @@ local function now_ms()
 end
 
 local function int(value) return string.format('%.0f', tonumber(value) or 0) end
+
+-- Usage per account and day (UTC), kept for 400 days as the api's own counts are.
+local function count_usage(account, ...)
+  local key = ROOT .. 'usage:' .. account .. ':' .. int(math.floor(now_ms() / 86400000))
+  local pairs = {...}
+  for i = 1, #pairs, 2 do
+    if tonumber(pairs[i + 1]) ~= 0 then redis.call('HINCRBY', key, pairs[i], pairs[i + 1]) end
+  end
+  redis.call('EXPIRE', key, 34560000)
+end
 
 local function stopping(status) return status == 'cancelling' or status == 'expiring' end
 

@@ -1,0 +1,68 @@
+"""The numbers: what is allowed, how much of it is left, and how clients are told."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+from api.errors import Header
+from api.keys import Key
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What one key, or everybody together, may do; 0 is no limit."""
+
+    rpm: int = 0
+    """Requests per minute."""
+    burst: int = 0
+    """Requests at once."""
+    tpm: int = 0
+    """Tokens per minute."""
+    concurrency: int = 0
+    """Requests at the same time."""
+
+    @classmethod
+    def of(cls, key: Key) -> Self:
+        """A key's."""
+        return cls(key.rpm or 0, key.burst or key.rpm or 0, key.tpm or 0, key.concurrency or 0)
+
+    @property
+    def args(self) -> tuple[int, int, int, int]:
+        """As the scripts take them."""
+        return self.rpm, self.burst, self.tpm, self.concurrency
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What is left of a key's rates; times in µs until all of it is left again."""
+
+    requests: int
+    requests_reset: int
+    tokens: int
+    tokens_reset: int
+
+    def headers(self, rates: Rates) -> tuple[Header, ...]:
+        """OpenAI's x-ratelimit-…, for the limits that there are."""
+        headers: list[Header] = []
+        for name, limit, left, reset in (
+            (b"requests", rates.rpm and rates.burst, self.requests, self.requests_reset),
+            (b"tokens", rates.tpm, self.tokens, self.tokens_reset),
+        ):
+            if limit:
+                headers += [
+                    (b"x-ratelimit-limit-" + name, b"%d" % limit),
+                    (b"x-ratelimit-remaining-" + name, b"%d" % left),
+                    (b"x-ratelimit-reset-" + name, duration(reset / 1e6).encode()),
+                ]
+        return tuple(headers)
+
+
+def duration(seconds: float) -> str:
+    """Seconds the way OpenAI writes them: 120ms, 1.5s, 6m0s."""
+    if seconds < 1:
+        return f"{math.ceil(seconds * 1000)}ms"
+    minutes, rest = divmod(seconds, 60)
+    text = f"{rest:.3f}".rstrip("0").rstrip(".")
+    return f"{int(minutes)}m{text}s" if minutes else f"{text}s"
