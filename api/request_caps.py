@@ -62,9 +62,7 @@ def check_caps(content: dict[str, Any], settings: ApiSettings) -> None:
 
 
 def check_reach(content: dict[str, Any]) -> None:
-    """Raises ApiError 400 for what would make the engine fetch an address, or keep an answer where tenants can't be told
-    apart.
-    """
+    """Raises ApiError 400 for what would make the engine fetch an address, or keep an answer that has no tenant."""
     for part in _parts(content):
         for name in _MEDIA:
             media = part.get(name)

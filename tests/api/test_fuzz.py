@@ -19,7 +19,7 @@ from api.settings import ApiSettings
 from tests.api.conftest import Door, front_door
 from tests.fake_engine import MODEL, FakeEngine, _Connection
 
-SECONDS = int(os.environ.get("VELOCITY_FUZZ_SECONDS", "30"))
+SECONDS = int(os.environ.get("VELOCITY_FUZZ_SECONDS", "60"))
 LONG = "VELOCITY_FUZZ_SECONDS" in os.environ
 CHECKS = (
     # Not those of what must be accepted or refused: that is the engine's to decide, and pydantic reads "1" as 1.

@@ -200,6 +200,8 @@ def test_the_chat_command_streams_to_the_terminal(real: Up) -> None:
 
 
 def test_health_is_ok(real: Up) -> None:
-    health = httpx.get(f"{real.url}/health")
+    assert httpx.get(f"{real.url}/health").json() == {"status": "ok"}
+    with real.client() as http:
+        health = http.get("/health")
     assert health.status_code == 200
     assert health.json() == {"status": "ok", "engine": "ok", "redis": "ok", "workers": "ok"}
