@@ -21,7 +21,7 @@ from api.keys import ANYONE, Key, Scope, Terms, hash_of, id_in, is_key_id, new_t
 from engine.errors import SettingsError
 from workers import durable, redis_keys
 from workers.errors import LedgerUnavailable, StorageError
-from workers.job import new_id
+from workers.job import is_id, new_id
 
 CACHE_SECONDS = 5.0
 KNOWN_SECONDS = 300.0
@@ -42,8 +42,10 @@ class Keys:
     async def create(self, terms: Terms, tenant: str | None = None) -> tuple[Key, str]:
         """A new key and its text, which is shown this once; for a new tenant unless one is named.
 
-        Durable when this returns. Raises StorageError or LedgerUnavailable.
+        Durable when this returns. Raises ApiError 400, StorageError or LedgerUnavailable.
         """
+        if tenant is not None and not (tenant.startswith("tenant_") and is_id(tenant)):
+            raise ApiError(400, f"{tenant!r} is no tenant: it must read tenant_…, as a key shows it.", param="tenant")
         key_id, text = new_text()
         key = Key(
             **terms.model_dump(), id=key_id, tenant=tenant or new_id("tenant"), hash=hash_of(text),
@@ -70,12 +72,7 @@ class Keys:
                     409, "A revoked key stays revoked; make a new one.", headers=((b"x-should-retry", b"false"),)
                 )
             terms = {name: getattr(key, name) for name in Terms.model_fields}
-            try:
-                checked = Terms(**{**terms, **changes})
-            except ValidationError as error:
-                first = error.errors(include_url=False)[0]
-                param = ".".join(str(part) for part in first["loc"])
-                raise ApiError(400, f"{param}: {first['msg']}.", param=param) from None
+            checked = checked_terms({**terms, **changes})
             return key.model_copy(update=checked.model_dump())
 
         return await self._change(key_id, changed)
@@ -227,6 +224,16 @@ class Keys:
             fcntl.flock(lock, fcntl.LOCK_EX)
         with lock:
             yield
+
+
+def checked_terms(given: dict[str, Any]) -> Terms:
+    """The terms that an operator asks for. Raises ApiError 400 that names what is wrong."""
+    try:
+        return Terms.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        param = ".".join(str(part) for part in first["loc"])
+        raise ApiError(400, f"{param}: {first['msg']}.", param=param) from None
 
 
 def require_usable(key: Key) -> None:

@@ -194,6 +194,8 @@ def test_keys_on_the_command_line(clean_redis: str, settings: ApiSettings, monke
     assert [changed[name] for name in ("rpm", "tpm", "models", "expires", "enabled")] == [None, 900, None, None, False]
     assert "disabled" in run("keys", "list")
     assert "Nothing to change" in run("keys", "update", made["id"], code=1)
+    assert "name: String should have" in run("keys", "create", "", code=1)
+    assert "is no tenant" in run("keys", "create", "x", "--tenant", "../..", code=1)
     assert "There is no key" in run("keys", "show", "nothing", code=1)
     assert "is no time" in run("keys", "rotate", made["id"], "--grace", "soon", code=1)
     rotated = run("keys", "rotate", made["id"], "--grace", "1h")
