@@ -81,6 +81,11 @@ def to_api_error(error: VelocityError) -> ApiError:
     return internal_error()
 
 
+def lacks(scope: str) -> ApiError:
+    """The answer to a key that may not do this."""
+    return ApiError(403, f"This API key lacks the scope '{scope}'.", code="insufficient_scope")
+
+
 def internal_error() -> ApiError:
     """A fault of velocity's own; what it was stands in the log."""
     return ApiError(500, "velocity failed at this request.", type="server_error", code="internal_error")

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from api import error_tracking
 from api.asgi import App, Message, Receive, Scope, Send, header, send_error
-from api.errors import ApiError, internal_error, to_api_error
+from api.errors import ApiError, internal_error, lacks, to_api_error
 from api.key_store import Keys
 from api.keys import Scope as KeyScope
 from api.limits.limiter import Limiter
@@ -70,12 +70,14 @@ class Gate:
         needed = _ROUTES.get(listed or "")
         # Chat goes on for a while without Redis; who would spend more than the engine's time does not.
         without_redis = needed in {_ANY_KEY, KeyScope.CHAT}
-        key = await self._keys.authenticate(header(scope, b"authorization"), without_redis=without_redis)
+        key = await self._keys.authenticate(
+            header(scope, b"authorization"), without_redis=without_redis, cached=path in self._hot
+        )
         scope["state"]["key"] = key
         if listed is None:
             raise ApiError(404, f"There is no such address: {scope['method']} {path}.", code="not_found")
         if needed and not key.may(needed):
-            raise ApiError(403, f"This API key lacks the scope '{needed.value}'.", code="insufficient_scope")
+            raise lacks(needed)
         app = self._hot.get(path, self._app)
         if app is not self._app and scope["method"] != "POST":
             raise ApiError(405, f"Use POST for {path}.", code="method_not_allowed", headers=((b"allow", b"POST"),))

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import redis as sync_redis
@@ -22,6 +22,7 @@ from api.settings import ApiSettings
 from api.usage_store import UsageStore
 from engine import log
 from engine.client import EngineClient
+from workers.errors import LedgerUnavailable
 from workers.ledger import Ledger
 from workers.redis import connect, connect_sync
 from workers.sweeper import Sweeper
@@ -61,6 +62,8 @@ class Gateway:
         try:
             if settings.bootstrap_key_file:
                 await asyncio.to_thread(gateway.keys.adopt, settings.bootstrap_key_file, "bootstrap")
+            with suppress(LedgerUnavailable):
+                await gateway.keys.enter_all()
             yield gateway
         finally:
             await gateway.limiter.aclose()

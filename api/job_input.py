@@ -13,6 +13,7 @@ from api import shape
 from api.errors import ApiError
 from api.gateway import Gateway
 from api.keys import Key
+from api.request_caps import input_tokens
 from api.settings import ApiSettings
 from engine.client import Endpoint, Model
 from workers.errors import InputError
@@ -114,5 +115,6 @@ def _bodies(
         except ApiError as error:
             raise InputError(f"items[{index}] (id {item.id!r}): {error}", f"items[{index}].{error.param}") from None
         line = encode_item(item.id, cleaned)
-        encoded.append((line, len(line) // 4 + shape.output_most(Endpoint.CHAT, cleaned)))
+        tokens = input_tokens(cleaned, len(line)) + shape.output_most(Endpoint.CHAT, cleaned)
+        encoded.append((line, tokens))
     return encoded

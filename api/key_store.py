@@ -86,6 +86,7 @@ class Keys:
     async def rotate(self, key_id: str, grace_seconds: int) -> tuple[Key, str]:
         """A new text for the same key (limits, usage and tenant stay); the old one is accepted for the grace time."""
         _, text = new_text(key_id)
+        in_force = await self.reload(key_id)  # what clients hold, also if a rotation before this one failed half-way
 
         def rotated(key: Key) -> Key:
             if key.revoked is not None:
@@ -93,7 +94,7 @@ class Keys:
             return key.model_copy(
                 update={
                     "hash": hash_of(text),
-                    "former_hash": key.hash,
+                    "former_hash": (in_force or key).hash,
                     "former_until": int(time.time()) + grace_seconds,
                 }
             )
@@ -112,13 +113,17 @@ class Keys:
         key_id = id_in(text)
         if key_id is None:
             raise SettingsError(f"{file} holds no API key; make one with `velocity keys create`.")
-        if not self._file(key_id).exists():
-            terms = Terms(name=name, scopes=tuple(Scope))
-            now, tenant = int(time.time()), new_id("tenant")
-            self._write(Key(**terms.model_dump(), id=key_id, tenant=tenant, hash=hash_of(text), created=now))
+        with self._locked():  # several processes may start at once
+            if not self._file(key_id).exists():
+                terms = Terms(name=name, scopes=tuple(Scope))
+                now, tenant = int(time.time()), new_id("tenant")
+                self._write(Key(**terms.model_dump(), id=key_id, tenant=tenant, hash=hash_of(text), created=now))
 
-    async def authenticate(self, authorization: bytes | None, *, without_redis: bool = False) -> Key:
-        """Whose request this is. `without_redis` takes a key seen lately when Redis does not answer.
+    async def authenticate(
+        self, authorization: bytes | None, *, without_redis: bool = False, cached: bool = False
+    ) -> Key:
+        """Whose request this is. `without_redis` takes a key seen lately when Redis does not answer; `cached` one that
+        is up to five seconds old, where the limiter will notice that it has changed.
 
         Raises ApiError 401, or LedgerUnavailable when the key can't be looked up.
         """
@@ -133,7 +138,7 @@ class Keys:
                 code="missing_api_key", headers=(_UNAUTHORIZED,),
             )  # fmt: skip
         key_id = id_in(text)
-        key = await self._look_up(key_id, without_redis=without_redis) if key_id else None
+        key = await self._look_up(key_id, without_redis, CACHE_SECONDS if cached else 0) if key_id else None
         if key is None or not key.opened_by(text):
             raise ApiError(401, "This API key is not valid.", code="invalid_api_key", headers=(_UNAUTHORIZED,))
         require_usable(key)
@@ -144,10 +149,14 @@ class Keys:
         self._cache.pop(key_id, None)
         return await self._look_up(key_id)
 
-    async def _look_up(self, key_id: str, *, without_redis: bool = False) -> Key | None:
+    def forget(self, key: Key) -> None:
+        """It has changed: look it up anew."""
+        self._cache.pop(key.id, None)
+
+    async def _look_up(self, key_id: str, without_redis: bool = False, seconds: float = 0) -> Key | None:
         now = time.monotonic()
         cached = self._cache.get(key_id)
-        if cached and now - cached[0] < CACHE_SECONDS:
+        if cached and now - cached[0] < seconds:
             return cached[1]
         try:
             raw = await self._redis.call("key", lambda: self._redis.redis.hget(redis_keys.api_key(key_id), "record"))
@@ -189,8 +198,12 @@ class Keys:
         return key
 
     async def _enter(self, key: Key) -> None:
-        mapping: dict[Any, Any] = {"record": key.model_dump_json(), "version": key.version}
-        await self._redis.call("key", lambda: self._redis.redis.hset(redis_keys.api_key(key.id), mapping=mapping))
+        await self._redis.run("enter", key.id, key.model_dump_json(), key.version)
+
+    async def enter_all(self) -> None:
+        """Enter every key: a Redis that came back with older data learns what has changed since."""
+        for key in await self.all():
+            await self._enter(key)
 
     def _file(self, key_id: str) -> Path:
         return self._directory / f"{key_id}.json"

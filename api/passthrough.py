@@ -16,10 +16,12 @@ import orjson
 from api import shape
 from api.asgi import Receive, Scope, Send, disconnected, header, read_body, send_whole
 from api.engine_watch import EngineWatch
-from api.errors import ApiError, from_engine
+from api.errors import ApiError, from_engine, lacks
+from api.key_store import Keys
 from api.keys import Key
-from api.limits.leases import State
-from api.limits.limiter import Limiter
+from api.keys import Scope as KeyScope
+from api.limits.leases import Admission, State
+from api.limits.limiter import KeyChanged, Limiter
 from api.metrics import Metrics
 from api.relay import Relay
 from api.settings import ApiSettings
@@ -54,38 +56,52 @@ class Passthrough:
     """Chat completions, completions, responses and embeddings."""
 
     def __init__(
-        self, settings: ApiSettings, engine: EngineClient, watch: EngineWatch, limiter: Limiter, metrics: Metrics,
-        tracer: Tracer,
+        self, settings: ApiSettings, engine: EngineClient, watch: EngineWatch, keys: Keys, limiter: Limiter,
+        metrics: Metrics, tracer: Tracer,
     ) -> None:  # fmt: skip
         self._settings = settings
         self._engine = engine
         self._watch = watch
+        self._keys = keys
         self._limiter = limiter
         self._metrics = metrics
         self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.monotonic()
-        key: Key = scope["state"]["key"]
-        request_id: str = scope["state"]["request_id"]
         endpoint = Endpoint(scope["path"])
         body = await read_body(receive, self._settings.max_body_bytes, self._settings.body_timeout)
-        content = shape.parse(body)
-        model = await self._watch.resolve(content.get("model"), key)
-        request = shape.interactive(endpoint, content, model, key, self._settings, len(body))
-        cost = request.input_estimate + request.output_most
         span = self._tracer.begin(endpoint.value, header(scope, b"traceparent"))
         relay, outcome = None, "refused"
         try:
-            admission = await self._limiter.admit(key, request_id, cost)
+            request, admission = await self._let_in(scope, endpoint, shape.parse(body), len(body))
             relay, outcome = Relay(send, request, admission, self._settings, began), "aborted"
-            outcome = await self._run(relay, receive, span)
+            try:
+                outcome = await self._run(relay, receive, span)
+            finally:
+                await self._limiter.settle(admission, relay.used)
         finally:
             if relay is None:
                 span.end(outcome)
             else:
                 self._account(relay, outcome, span)
-                await self._limiter.settle(relay.admission, relay.used)
+
+    async def _let_in(
+        self, scope: Scope, endpoint: Endpoint, content: dict[str, Any], length: int
+    ) -> tuple[shape.EngineRequest, Admission]:
+        """The request as the engine gets it, and its admission; once more if the key has changed meanwhile."""
+        state = scope["state"]
+        while True:
+            key: Key = state["key"]
+            model = await self._watch.resolve(content.get("model"), key)
+            request = shape.interactive(endpoint, content, model, key, self._settings, length)
+            cost = request.input_estimate + request.output_most
+            try:
+                return request, await self._limiter.admit(key, state["request_id"], cost)
+            except KeyChanged:
+                state["key"] = await self._keys.authenticate(header(scope, b"authorization"))
+                if not state["key"].may(KeyScope.CHAT):
+                    raise lacks(KeyScope.CHAT) from None
 
     def _account(self, relay: Relay, outcome: str, span: Span) -> None:
         """One line in the log, the metrics and the span: never what was asked or answered."""
@@ -155,7 +171,8 @@ class Passthrough:
             if isinstance(error, _ToldByEngine):
                 return "engine_error"  # told already; only the clean end is withheld
             fault = EngineTimeout("The request took too long in all.") if isinstance(error, TimeoutError) else error
-            relay.refused = relay.first_byte is None
+            # An engine that broke down is free; one that was kept busy until the time was over is not.
+            relay.refused = relay.first_byte is None and (relay.entered is None or not isinstance(fault, EngineTimeout))
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS):
                     await relay.fail(fault)

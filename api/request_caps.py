@@ -22,6 +22,7 @@ _BINDING = (
 )  # fmt: skip
 """Fields that bind an answer to a schema, a pattern or a grammar, which the engine has to compile."""
 _MEDIA = ("image_url", "audio_url", "video_url", "file_url")
+_MEDIUM_TOKENS = 1000
 _COUNTS = ("n", "best_of")
 _LOGPROBS = ("logprobs", "top_logprobs", "prompt_logprobs")
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
@@ -63,20 +64,31 @@ def check_caps(content: dict[str, Any], settings: ApiSettings) -> None:
 
 def check_reach(content: dict[str, Any]) -> None:
     """Raises ApiError 400 for what would make the engine fetch an address, or keep an answer that has no tenant."""
-    for part in _parts(content):
-        for name in _MEDIA:
-            media = part.get(name)
-            url = media.get("url") if isinstance(media, dict) else media
-            if isinstance(url, str) and not url.startswith("data:"):
-                raise ApiError(
-                    400, f"Send the content of '{name}' as a data: URL; addresses are not fetched.", param=name
-                )
+    for name, url in _media(content):
+        if not url.startswith("data:"):
+            raise ApiError(400, f"Send '{name}' as a data: URL; addresses are not fetched.", param=name)
     if content.get("background"):
         raise ApiError(400, "Background responses are not served; send a job to /jobs instead.", param="background")
     if content.get("previous_response_id") is not None:
         raise ApiError(
             400, "velocity keeps no responses: send the whole conversation as 'input'.", param="previous_response_id"
         )
+
+
+def input_tokens(content: dict[str, Any], length: int) -> int:
+    """About how many tokens a request of `length` bytes has: one per four bytes, and a fixed number per medium."""
+    media = [len(url) for _, url in _media(content)]
+    return max(0, length - sum(media)) // 4 + 1 + len(media) * _MEDIUM_TOKENS
+
+
+def _media(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The name and the address of each image, sound or video."""
+    for part in _parts(content):
+        for name in _MEDIA:
+            media = part.get(name)
+            url = media.get("url") if isinstance(media, dict) else media
+            if isinstance(url, str):
+                yield name, url
 
 
 def _parts(content: dict[str, Any]) -> Iterator[dict[str, Any]]:

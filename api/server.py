@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 import uvicorn
 
 from api.app import build
-from api.errors import ApiError
+from api.errors import lacks
 from api.gateway import Gateway
 from api.keys import Scope
 from api.metrics_server import serve_metrics
@@ -64,7 +64,7 @@ async def _metrics(gateway: Gateway) -> AsyncIterator[None]:
     async def scraper(authorization: bytes | None) -> None:
         key = await gateway.keys.authenticate(authorization, without_redis=True)
         if not key.may(Scope.METRICS):
-            raise ApiError(403, "This API key lacks the scope 'metrics'.", code="insufficient_scope")
+            raise lacks(Scope.METRICS)
 
     async with serve_metrics(gateway.metrics, settings.metrics_host, settings.metrics_port, scraper) as port:
         logger.info("metrics_listening", host=settings.metrics_host, port=port)

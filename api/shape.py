@@ -9,7 +9,7 @@ import orjson
 
 from api.errors import ApiError
 from api.keys import Key
-from api.request_caps import check_caps, check_depth, check_reach
+from api.request_caps import check_caps, check_depth, check_reach, input_tokens
 from api.settings import ApiSettings
 from engine.client import Endpoint, Model
 
@@ -100,7 +100,13 @@ def interactive(
             hide_usage = options.get("include_usage") is not True
             body["stream_options"] = {**options, "include_usage": True}
     return EngineRequest(
-        endpoint, orjson.dumps(body), model.id, stream, hide_usage, length // 4 + 1, output_most(endpoint, body)
+        endpoint,
+        orjson.dumps(body),
+        model.id,
+        stream,
+        hide_usage,
+        input_tokens(body, length),
+        output_most(endpoint, body),
     )
 
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from api.cli.terminal import errors_for_people, local_settings, out
@@ -80,7 +81,9 @@ def list_keys(as_json: AsJson = False) -> None:
     table = Table("id", "name", "state", "scopes", "limits", "tenant", box=None, header_style="bold")
     for key in keys:
         limits = ", ".join(f"{name} {value:,}" for name in _LIMITS if (value := getattr(key, name)))
-        table.add_row(key.id, key.name, _state(key), " ".join(key.scopes), limits or "none", key.tenant[:15] + "…")
+        table.add_row(
+            key.id, escape(key.name), _state(key), " ".join(key.scopes), limits or "none", key.tenant[:15] + "…"
+        )
     out.print(table)
 
 
@@ -111,7 +114,7 @@ def update(
 
 @app.command()
 def revoke(key_id: KeyId) -> None:
-    """End a key for good; what runs under it is ended within seconds."""
+    """End a key for good; its streams are ended within seconds, its tenant's jobs go on."""
     with errors_for_people():
         key = _with_keys(lambda keys: keys.revoke(key_id))
     out.print(f"{key.id} ({key.name}) is revoked.")

@@ -6,6 +6,7 @@ import asyncio
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from api.cli.keys import opened
@@ -37,7 +38,9 @@ def usage(
         for traffic, used in (("interactive", day.interactive), ("bulk", day.bulk)):
             counts = (used.requests, used.input_tokens, used.output_tokens, used.refused)
             if any(counts):
-                table.add_row(day.date, f"{day.key} {names.get(day.key, '')}", traffic, *(f"{n:,}" for n in counts))
+                table.add_row(
+                    day.date, escape(f"{day.key} {names.get(day.key, '')}"), traffic, *(f"{n:,}" for n in counts)
+                )
     out.print(table)
 
 

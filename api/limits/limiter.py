@@ -21,11 +21,13 @@ from api.limits.refusals import refusal
 from api.metrics import Metrics, Refusal
 from api.settings import ApiSettings
 from engine import log
+from engine.errors import VelocityError
 from workers.errors import LedgerUnavailable, StorageError
 
 LEASE_SECONDS = 15.0
 RENEW_SECONDS = 5.0
 _RENEW_MOST = 1000
+_LAST_SETTLES = 2.0
 _LEASE_US = int(LEASE_SECONDS * 1e6)
 
 logger = log.get(__name__)
@@ -44,7 +46,8 @@ class Used:
     refused: bool = False
 
 
-NOTHING = Used(0)
+class KeyChanged(VelocityError):
+    """The key's record is another now: whether it opens this must be found out anew."""
 
 
 class Limiter:
@@ -69,7 +72,8 @@ class Limiter:
     async def admit(self, key: Key, request: str, cost: int) -> Admission:
         """Let a request of `cost` tokens in, with a slot or with a place in the line for one.
 
-        Raises ApiError 401, 429 or 503 with a Retry-After that is true, LedgerUnavailable when nothing can be decided.
+        Raises ApiError 429 or 503 with a Retry-After that is true, KeyChanged when `key` is not as it was,
+        LedgerUnavailable when nothing can be decided.
         """
         try:
             return await self._admit(key, request, cost)
@@ -79,8 +83,8 @@ class Limiter:
     async def _admit(self, key: Key, request: str, cost: int) -> Admission:
         answer = await self._ask(key, request, cost)
         if answer[0] == b"stale":
-            key = await self._fresh(key)
-            answer = await self._ask(key, request, cost)
+            self._keys.forget(key)
+            raise KeyChanged("The key's record has changed.")
         verdict, reason, wait = answer[0].decode(), answer[1].decode(), int(answer[2])
         standing = Standing(*(int(value) for value in answer[4:8]))
         rates = Rates.of(key)
@@ -89,12 +93,12 @@ class Limiter:
             raise refusal(reason, wait, rates, self._all, standing, cost)
         state = State.LEASED if verdict == "admitted" else State.WAITING
         admission = Admission(request, key, cost, state, standing.headers(rates), arrived=int(answer[3]))
-        self._local.forget()
+        self._local.prune()
         self._book.add(admission)
         return admission
 
     async def _fresh(self, key: Key) -> Key:
-        """The key as it is now that its record has changed. Raises ApiError 401 if it opens nothing any more."""
+        """The key as it is now. Raises ApiError 401 if it opens nothing any more."""
         fresh = await self._keys.reload(key.id)
         if fresh is None:
             raise ApiError(401, "This API key is not valid.", code="invalid_api_key")
@@ -152,7 +156,8 @@ class Limiter:
         except LedgerUnavailable:
             return ()  # the place is kept for a while, and so is the patience
         if answer[0] == b"stale":
-            admission.key = await self._fresh(admission.key)
+            with suppress(LedgerUnavailable):
+                admission.key = await self._fresh(admission.key)
             return ()
         if answer[0] == b"refused":  # Redis has lost the place, and there is no other
             raise self._waited(admission, answer)
@@ -206,9 +211,16 @@ class Limiter:
             await asyncio.sleep(RENEW_SECONDS)
 
     async def aclose(self) -> None:
-        """Wait for what is being settled."""
+        """Wait for what is being settled, and for the requests that the server has cancelled and not waited for."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_SETTLES):
+                while self._book.all():
+                    await asyncio.sleep(0.01)
+        await self._settled()
+
+    async def _settled(self) -> None:
         if self._settling:
-            await asyncio.wait(self._settling)
+            await asyncio.wait(set(self._settling))
 
     async def _renew(self) -> None:
         admissions = self._book.all()
@@ -220,9 +232,10 @@ class Limiter:
                 "renew", self._name, _LEASE_US, len(batch), *held, *(part for pair in keys.items() for part in pair)
             )
             self._processes = max(1, int(answer[0]))
+            await self._settled()
             for one in batch:
-                if one.request not in self._book:  # it was settled while it was renewed: settle what came back
-                    await self._redis.run("settle", one.request, one.key.id, 0, 0, 0, 0, 0)
+                if one.request not in self._book:  # settled while it was renewed: only the lease came back
+                    await self._redis.run("settle", one.request, one.key.id, one.cost, 0, 0, 0, 0)
             for key_id in answer[1:]:
                 await self._changed(key_id.decode(), batch)
 

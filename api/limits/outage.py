@@ -24,7 +24,7 @@ class _Buckets:
 
 @dataclass(slots=True)
 class LocalShare:
-    """What this process may admit by itself. One per process; forget it when Redis is back."""
+    """What this process may admit by itself. One per process."""
 
     _buckets: dict[str, _Buckets] = field(default_factory=dict)
 
@@ -54,9 +54,13 @@ class LocalShare:
             if tpm and scope in self._buckets:
                 self._buckets[scope].tokens -= tokens * 60 / tpm
 
-    def forget(self) -> None:
-        """Redis is back: it decides again."""
-        self._buckets.clear()
+    def prune(self) -> None:
+        """Forget what has flowed back; the rest stays, so that a Redis that comes and goes gives no share twice."""
+        if self._buckets:
+            now = time.monotonic()
+            self._buckets = {
+                scope: used for scope, used in self._buckets.items() if max(used.requests, used.tokens) > now
+            }
 
     def _take(self, scope: str, share: Rates, cost: int, busy: int) -> tuple[_Buckets, str, float]:
         """The buckets after it, or what is lacking and the seconds until it is there."""

@@ -74,12 +74,13 @@ if not known then
     for _, b in ipairs({scope.requests, scope.tokens}) do
       if b.rate > 0 then
         redis.call('HSET', limit_key(scope.scope), b.field, int(math.ceil(b.before + b.charge)))
+        if b.before <= now then redis.call('HSET', limit_key(scope.scope), b.field .. '_full', int(now)) end
         full = math.max(full, b.before + b.charge - now)
       end
     end
     if full > 0 then redis.call('PEXPIRE', limit_key(scope.scope), int(full / 1000 + 600000)) end
   end
-  redis.call('HSET', request_key(request), 'key', key, 'cost', int(cost), 'own_requests', int(own.requests.charge or 0),
+  redis.call('HSET', request_key(request), 'key', key, 'at', int(now), 'cost', int(cost), 'own_requests', int(own.requests.charge or 0),
     'own_tokens', int(own.tokens.charge or 0), 'all_requests', int(all.requests.charge or 0),
     'all_tokens', int(all.tokens.charge or 0))
   redis.call('PEXPIRE', request_key(request), ARGV[7])

@@ -72,7 +72,7 @@ async def update(request: Request, key_id: KeyId) -> dict[str, Any]:
 
 @router.post("/{key_id}/revoke")
 async def revoke(request: Request, key_id: KeyId) -> dict[str, Any]:
-    """End a key for good; what runs under it is ended within seconds."""
+    """End a key for good; its streams are ended within seconds, its tenant's jobs go on."""
     return key_view(await _keys(request).revoke(key_id))
 
 

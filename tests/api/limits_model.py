@@ -124,6 +124,8 @@ class _Bucket:
     def take(self) -> None:
         if self.rate:
             self.fields[self.name] = math.ceil(self.before + self.charge)
+            if self.before <= self.now:
+                self.fields[f"{self.name}_full"] = self.now
 
     def left(self, charged: bool) -> tuple[tuple[int, int], Fraction]:
         """The least and the most that is left, a µs and the script's half considered, and µs until all is."""
@@ -208,7 +210,7 @@ class Model:
         if lacking and not known and (not ask.may_wait or ahead >= ask.most_waiting):
             return answer("refused", "max_waiting" if ask.may_wait else lacking, wait, ahead)
         if not known:
-            self._reserve(ask, buckets)
+            self._reserve(ask, buckets, now)
         self._place(ask, now, waits=bool(lacking))
         return answer("waiting", lacking, wait, ahead) if lacking else answer("admitted")
 
@@ -230,12 +232,12 @@ class Model:
                 return reason, Fraction(self.at(f"limit:{scope}").get("held", 0) * (ahead + 1), slots)
         return "", NO_WAIT
 
-    def _reserve(self, ask: Ask, buckets: list[_Bucket]) -> None:
+    def _reserve(self, ask: Ask, buckets: list[_Bucket], now: int) -> None:
         for bucket in buckets:
             bucket.take()
         names = ("own_requests", "own_tokens", "all_requests", "all_tokens")
         charges = {name: round(bucket.charge) for name, bucket in zip(names, buckets, strict=True)}
-        self.at(f"request:{ask.request}").update(key=ask.key, cost=ask.cost, **charges)
+        self.at(f"request:{ask.request}").update(key=ask.key, at=now, cost=ask.cost, **charges)
 
     def _place(self, ask: Ask, now: int, *, waits: bool) -> None:
         """A place in the line, or a slot."""
@@ -262,10 +264,13 @@ class Model:
             return 0
         for scope, whose in ((settle.key, "own"), (ALL, "all")):
             fields = self.at(f"limit:{scope}")
-            if settle.never_ran and (charge := record[f"{whose}_requests"]):
+            drained = {name for name in ("requests", "tokens") if fields.get(f"{name}_full", 0) > record["at"]}
+            charge = record[f"{whose}_requests"]
+            if settle.never_ran and charge and "requests" not in drained:
                 fields["requests"] = max(0, fields.get("requests", 0) - charge)
             charge = Fraction(record[f"{whose}_tokens"])
-            if back := charge - charge * settle.used / max(1, record["cost"]):
+            back = charge - charge * settle.used / max(1, record["cost"])
+            if back < 0 or (back and "tokens" not in drained):
                 stored = fields.get("tokens", 0)
                 after = stored - back if back > 0 else min(max(stored, now) - back, now + 2 * MINUTE)
                 fields["tokens"] = max(0, math.ceil(after))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import orjson
@@ -12,10 +13,12 @@ import pytest
 from typer.testing import CliRunner
 
 from api.cli.main import app
+from api.key_store import Keys
 from api.keys import Scope, Terms
 from api.settings import ApiSettings
 from tests.api.conftest import Door
 from tests.api.test_limits import CHAT, chat, settled
+from workers.errors import LedgerUnavailable
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 
@@ -102,6 +105,49 @@ async def test_changes_outlive_the_loss_of_redis(door: Door, operator: httpx.Asy
     await operator.post(f"/admin/keys/{text.split('_')[1]}/revoke")
     await door.gateway.limiter._redis.redis.flushall()
     assert await works(door, text) == 401
+
+
+async def test_an_old_record_does_not_undo_a_revocation(door: Door) -> None:
+    """Records reach Redis in any order."""
+    text = await door.new_key()
+    before = await door.gateway.keys.get(text.split("_")[1])
+    await door.gateway.keys.revoke(before.id)
+    await door.gateway.keys._enter(before)
+    assert await works(door, text) == 401
+
+
+async def test_a_repeated_rotation_still_takes_what_clients_hold(door: Door) -> None:
+    """The first reached the disk and not Redis; its text was never shown."""
+    text = await door.new_key()
+    keys, key_id = door.gateway.keys, text.split("_")[1]
+    with pytest.MonkeyPatch.context() as patch:
+
+        async def lost(_: object) -> None:
+            raise LedgerUnavailable("gone")
+
+        patch.setattr(keys, "_enter", lost)
+        with pytest.raises(LedgerUnavailable, match="repeat it"):
+            await keys.rotate(key_id, 3600)
+    after = (await keys.rotate(key_id, 3600))[1]
+    assert [await works(door, old) for old in (text, after)] == [200, 200]
+
+
+@pytest.mark.parametrize(
+    ("change", "status"), [({"enabled": False}, 401), ({"scopes": ("jobs",)}, 403), ({"models": ("other",)}, 403)]
+)
+async def test_a_change_elsewhere_is_noticed_at_the_next_request(
+    door: Door, change: dict[str, Any], status: int
+) -> None:
+    text = await door.new_key(scopes=("chat", "jobs", "admin"))
+    elsewhere = Keys(door.gateway.limiter._redis, door.settings.data_dir)
+    async with door.client(text) as client:
+        for path, body in ((CHAT, chat("hi")), ("/admin/keys", {"name": "x"})):
+            assert (await client.post(path, json=body)).status_code in {200, 201}
+        await elsewhere.update(text.split("_")[1], **change)
+        assert (await client.post(CHAT, json=chat("hi"))).status_code == status
+        if "models" not in change:
+            assert (await client.post("/admin/keys", json={"name": "x"})).status_code == status
+    assert len(door.engine.requests) == 1
 
 
 async def test_many_changes_at_once_are_all_kept(door: Door, operator: httpx.AsyncClient) -> None:

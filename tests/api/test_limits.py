@@ -59,6 +59,15 @@ async def test_what_was_used_is_what_counts(
     assert used - 5 <= await tokens_used(limited) <= used
 
 
+async def test_an_answer_that_timed_out_was_not_free(settings: ApiSettings, engine: FakeEngine) -> None:
+    """Nobody knows how far the engine had come, so what was reserved stays spent."""
+    hasty = settings.model_copy(update={"total_timeout": 0.3})
+    async with front_door(hasty, engine) as door, door.client(await door.new_key(tpm=600)) as client:
+        assert (await client.post(CHAT, json=chat("hang"))).status_code == 504
+        await settled(door)
+        assert await tokens_used(client) >= 100
+
+
 async def test_an_aborted_stream_costs_what_was_generated(door: Door, limited: httpx.AsyncClient) -> None:
     async with limited.stream("POST", CHAT, json=chat("stall 20", stream=True)) as response:
         async for line in response.aiter_lines():

@@ -78,6 +78,19 @@ def test_nothing_locks_out_for_longer_than_told(store: Store, happened: Callable
     assert store.ask(Ask("b", "one", 1, own)).verdict == "admitted"
 
 
+def test_what_has_flowed_back_is_not_given_back_once_more(store: Store) -> None:
+    """Reservations of five minutes, none of which was used, make no sixfold minute."""
+    own = Rates(tpm=60_000)
+    for number in range(5):
+        assert store.ask(Ask(f"old{number}", "one", 60_000, own)).verdict == "admitted"
+        store.pass_by(MINUTE)
+    admitted = 0
+    for number in range(6):
+        admitted += store.ask(Ask(f"new{number}", "one", 60_000, own)).verdict == "admitted"
+        store.run("settle", *Settle(f"old{number}", "one", used=0).args)
+    assert admitted == 1
+
+
 def test_what_takes_an_hour_to_flow_back_is_kept_for_an_hour(store: Store) -> None:
     """Though the tokens, in the same hash, are all back within two minutes."""
     for number in range(60):

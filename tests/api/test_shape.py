@@ -106,3 +106,5 @@ def test_what_would_make_the_engine_reach_out_is_refused(
 def test_media_that_is_sent_along_is_passed_on() -> None:
     part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     assert shaped({"messages": [{"role": "user", "content": [part]}]})[1]["messages"][0]["content"] == [part]
+    large = {"messages": [{"role": "user", "content": [{"image_url": {"url": "data:" + "A" * 400_000}}]}]}
+    assert shape.interactive(Endpoint.CHAT, large, MODEL, ANYONE, SETTINGS, 400_100).input_estimate < 2_000

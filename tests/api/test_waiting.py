@@ -162,3 +162,20 @@ async def test_another_process_learns_of_a_change_at_the_next_request(
         assert (await client.post(CHAT, json=chat("hi"))).headers["x-ratelimit-limit-requests"] == "50"
         await door.gateway.keys.revoke(text.split("_")[1])
         assert (await client.post(CHAT, json=chat("hi"))).status_code == 401
+
+
+async def test_a_process_that_ends_settles_what_it_breaks_off(settings: ApiSettings, engine: FakeEngine) -> None:
+    hasty = settings.model_copy(update={"shutdown_seconds": 0, "stall_timeout": 60})
+    async with front_door(hasty, engine) as door, door.client(await door.new_key(concurrency=1)) as client:
+        stalled = asyncio.create_task(client.post(CHAT, json=chat("stall 5", stream=True)))
+        async with asyncio.timeout(10):
+            while not engine.running:
+                await asyncio.sleep(0.01)
+    with pytest.raises(httpx.TransportError):
+        await stalled
+    redis = connect(settings.redis_url, 5)
+    left = [name async for name in redis.scan_iter(f"{redis_keys.ROOT}*")]
+    usage = [await redis.hgetall(name) for name in left if b"usage" in name]
+    await redis.aclose()
+    assert not [name for name in left if b":request:" in name or b":leases" in name]
+    assert int(usage[0][b"output_tokens"]) >= 4
