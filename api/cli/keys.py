@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from api.cli.terminal import errors_for_people, local_settings, out
 from api.fast_redis import FastRedis
@@ -78,7 +78,9 @@ def list_keys(as_json: AsJson = False) -> None:
     if not keys:
         out.print("There are no keys yet: velocity keys create NAME")
         return
-    table = Table("id", "name", "state", "scopes", "limits", "tenant", box=None, header_style="bold")
+    table = Table(
+        Column("id", no_wrap=True), "name", "state", "scopes", "limits", "tenant", box=None, header_style="bold"
+    )
     for key in keys:
         limits = ", ".join(f"{name} {value:,}" for name in _LIMITS if (value := getattr(key, name)))
         table.add_row(

@@ -31,16 +31,17 @@ def usage(
     if not found:
         out.print("Nothing was used in that time.")
         return
-    table = Table("day", "key", "traffic", box=None, header_style="bold")
-    for column in ("requests", "tokens in", "tokens out", "refused"):
-        table.add_column(column, justify="right")
+    table = Table(box=None, header_style="bold")
+    for column in ("day", "key", "name", "traffic"):
+        table.add_column(column, no_wrap=column != "name", overflow="fold")
+    for column in ("requests", "input", "output", "refused"):  # tokens in the middle
+        table.add_column(column, justify="right", no_wrap=True)
     for day in found:
         for traffic, used in (("interactive", day.interactive), ("bulk", day.bulk)):
             counts = (used.requests, used.input_tokens, used.output_tokens, used.refused)
             if any(counts):
-                table.add_row(
-                    day.date, escape(f"{day.key} {names.get(day.key, '')}"), traffic, *(f"{n:,}" for n in counts)
-                )
+                row = (day.date, day.key, escape(names.get(day.key, "")), traffic)
+                table.add_row(*row, *(f"{n:,}" for n in counts))
     out.print(table)
 
 

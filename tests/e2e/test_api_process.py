@@ -178,6 +178,8 @@ async def test_metrics_are_on_their_own_port(site: Site) -> None:
     assert samples["velocity_redis_seconds_count", "admit"] == 2
     assert samples[("velocity_itl_seconds_count",)] >= 1
     assert key.split("_")[1] not in text
+    table = await site.velocity("usage")
+    assert all(word in table for word in (key.split("_")[1], "test", "interactive"))
 
 
 async def test_ten_thousand_streams_that_were_left_hold_nothing(site: Site) -> None:
