@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import redis as sync_redis
@@ -22,7 +22,7 @@ from api.settings import ApiSettings
 from api.usage_store import UsageStore
 from engine import log
 from engine.client import EngineClient
-from workers.errors import LedgerUnavailable
+from workers.errors import LedgerUnavailable, StorageError
 from workers.ledger import Ledger
 from workers.redis import connect, connect_sync
 from workers.sweeper import Sweeper
@@ -62,8 +62,10 @@ class Gateway:
         try:
             if settings.bootstrap_key_file:
                 await asyncio.to_thread(gateway.keys.adopt, settings.bootstrap_key_file, "bootstrap")
-            with suppress(LedgerUnavailable):
+            try:
                 await gateway.keys.enter_all()
+            except (LedgerUnavailable, StorageError) as error:
+                logger.warning("keys_not_entered", reason=str(error))  # each is entered when it is next used or changed
             yield gateway
         finally:
             await gateway.limiter.aclose()

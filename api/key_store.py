@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from api.errors import ApiError
 from api.fast_redis import FastRedis
@@ -27,6 +27,8 @@ CACHE_SECONDS = 5.0
 KNOWN_SECONDS = 300.0
 """For how long after it was last seen a key is still known when Redis does not answer."""
 _CACHE_MOST = 10_000
+M = TypeVar("M", bound=BaseModel)
+
 _UNAUTHORIZED = (b"www-authenticate", b"Bearer")
 
 
@@ -72,8 +74,8 @@ class Keys:
                     409, "A revoked key stays revoked; make a new one.", headers=((b"x-should-retry", b"false"),)
                 )
             terms = {name: getattr(key, name) for name in Terms.model_fields}
-            checked = checked_terms({**terms, **changes})
-            return key.model_copy(update=checked.model_dump())
+            after = checked(Terms, {**terms, **changes})
+            return key.model_copy(update=after.model_dump())
 
         return await self._change(key_id, changed)
 
@@ -239,10 +241,10 @@ class Keys:
             yield
 
 
-def checked_terms(given: dict[str, Any]) -> Terms:
-    """The terms that an operator asks for. Raises ApiError 400 that names what is wrong."""
+def checked(kind: type[M], given: dict[str, Any]) -> M:
+    """What an operator asks for, as a `kind`. Raises ApiError 400 that names what is wrong."""
     try:
-        return Terms.model_validate(given)
+        return kind.model_validate(given)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         param = ".".join(str(part) for part in first["loc"])

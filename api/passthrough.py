@@ -21,7 +21,7 @@ from api.key_store import Keys
 from api.keys import Key
 from api.keys import Scope as KeyScope
 from api.limits.leases import Admission, State
-from api.limits.limiter import KeyChanged, Limiter
+from api.limits.limiter import KeyChanged, Limiter, Used
 from api.metrics import Metrics
 from api.relay import Relay
 from api.settings import ApiSettings
@@ -72,19 +72,20 @@ class Passthrough:
         endpoint = Endpoint(scope["path"])
         body = await read_body(receive, self._settings.max_body_bytes, self._settings.body_timeout)
         span = self._tracer.begin(endpoint.value, header(scope, b"traceparent"))
-        relay, outcome = None, "refused"
         try:
             request, admission = await self._let_in(scope, endpoint, shape.parse(body), len(body))
-            relay, outcome = Relay(send, request, admission, self._settings, began), "aborted"
-            try:
-                outcome = await self._run(relay, receive, span)
-            finally:
-                await self._limiter.settle(admission, relay.used)
+        except BaseException:
+            span.end("refused")
+            raise
+        relay, outcome = Relay(send, request, admission, self._settings, began), "aborted"
+        try:
+            outcome = await self._run(relay, receive, span)
         finally:
-            if relay is None:
-                span.end(outcome)
-            else:
-                self._account(relay, outcome, span)
+            used = relay.used
+            try:
+                await self._limiter.settle(admission, used)
+            finally:
+                self._account(relay, used, outcome, span)
 
     async def _let_in(
         self, scope: Scope, endpoint: Endpoint, content: dict[str, Any], length: int
@@ -103,10 +104,9 @@ class Passthrough:
                 if not state["key"].may(KeyScope.CHAT):
                     raise lacks(KeyScope.CHAT) from None
 
-    def _account(self, relay: Relay, outcome: str, span: Span) -> None:
+    def _account(self, relay: Relay, used: Used, outcome: str, span: Span) -> None:
         """One line in the log, the metrics and the span: never what was asked or answered."""
         now, began, usage, request = time.monotonic(), relay.began, relay.usage, relay.request
-        used = relay.used
         ttft = relay.first_byte and relay.first_byte - began
         waited = relay.entered and relay.entered - began
         endpoint = request.endpoint.value

@@ -1,9 +1,10 @@
 """The job model: what a job is, its states, and the one record per finished item.
 
-queued ──► in_progress ──all items finished──► finalizing ──► completed
-  │             ├── cancel ──► cancelling ──► finalizing ──► cancelled   (finished items are kept)
-  │             └── deadline ─► expiring ───► finalizing ──► expired
-  └── cancel or deadline go the same ways
+queued ──► in_progress ──all items finished────► finalizing ──► completed
+  │             ├── cancel ──────► cancelling ──► finalizing ──► cancelled   (finished items are kept)
+  │             ├── deadline ────► expiring ────► finalizing ──► expired     (the rest fail with batch_expired)
+  │             └── many failed ─► failing ─────► finalizing ──► failed
+  └── cancel or deadline go the same ways               a batch whose input is not valid is failed from the start
 
 shard:  pending ⇄ leased (epoch) ──► closed
 item:   todo ──► completed │ failed
@@ -38,6 +39,8 @@ class JobStatus(StrEnum):
     """Its owner cancelled it; what runs is being stopped."""
     EXPIRING = "expiring"
     """Its deadline passed; what runs is being stopped."""
+    FAILING = "failing"
+    """More of its items failed than its owner allows; what runs is being stopped."""
     FINALIZING = "finalizing"
     """The result files are being written."""
     COMPLETED = "completed"
@@ -46,11 +49,13 @@ class JobStatus(StrEnum):
     """Stopped by its owner; finished items are kept."""
     EXPIRED = "expired"
     """Stopped by its deadline; finished items are kept."""
+    FAILED = "failed"
+    """Stopped because too many items failed, or (a batch) never begun because its input is not valid."""
 
     @property
     def terminal(self) -> bool:
         """Whether nothing will change any more."""
-        return self in {JobStatus.COMPLETED, JobStatus.CANCELLED, JobStatus.EXPIRED}
+        return self in {JobStatus.COMPLETED, JobStatus.CANCELLED, JobStatus.EXPIRED, JobStatus.FAILED}
 
 
 def new_id(kind: str) -> str:
@@ -83,6 +88,30 @@ class JobSpec(BaseModel):
     """Whose usage it is: the API key that submitted it."""
     tokens: int = 0
     """Tokens that it may take at most, input (by length) and output."""
+    priority: int = 0
+    """Among the jobs of the same account the higher one goes first."""
+    max_error_rate: float | None = None
+    """Share of the items (0 to 1) that may fail before the job is stopped."""
+    webhook: str | None = None
+    """Address that is told when the job is over."""
+    metadata: dict[str, str] = {}
+    completion_window: str | None = None
+    """As its owner wrote it, such as 24h; `deadline` is what follows from it."""
+    idempotency: str | None = None
+    """Digest of the Idempotency-Key: the tenant's later request with the same key gets this job."""
+    digest: str | None = None
+    """Digest of the request that came with it: another request with the same key is refused."""
+    retry_of: str | None = None
+    """The job whose failed items these are."""
+    input_file: str | None = None
+    """A batch's input file."""
+    output_expires_after: int | None = None
+    """Seconds after which a batch's output files are deleted, from its creation on."""
+
+    @property
+    def batch(self) -> bool:
+        """Whether it came as an OpenAI batch."""
+        return self.id.startswith("batch_")
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,11 +27,6 @@ def tenant_jobs(tenant: str) -> str:
     return f"{ROOT}tenant:{tenant}:jobs"
 
 
-def bulk_use(tenant: str) -> str:
-    """Hash: what of a tenant's bulk quota is in use."""
-    return f"{ROOT}tenant:{tenant}:bulk"
-
-
 def usage(account: str, day: int) -> str:
     """Hash: what an API key used on one day (days since 1970, UTC)."""
     return f"{ROOT}usage:{account}:{day}"
@@ -42,21 +37,6 @@ def api_key(key_id: str) -> str:
     return f"{ROOT}key:{key_id}"
 
 
-def limit(scope: str) -> str:
-    """Hash: a key's (or, for "all", everybody's) buckets. Its siblings are named in api/lua/prelude.lua."""
-    return f"{ROOT}limit:{scope}"
-
-
 def leases(scope: str) -> str:
     """Sorted set: requests that hold a slot, by the time (µs) when their lease is over."""
     return f"{ROOT}limit:{scope}:leases"
-
-
-def waiting(key_id: str) -> str:
-    """Sorted set: requests that wait for a slot of a key, by arrival (µs)."""
-    return f"{ROOT}limit:{key_id}:waiting"
-
-
-def reservation(request: str) -> str:
-    """Hash: what a request has reserved and must settle."""
-    return f"{ROOT}request:{request}"

@@ -16,8 +16,8 @@ from rich.table import Column, Table
 
 from api.cli.terminal import errors_for_people, local_settings, out
 from api.fast_redis import FastRedis
-from api.key_store import Keys, checked_terms
-from api.keys import Key, Scope
+from api.key_store import Keys, checked
+from api.keys import Key, Scope, Terms
 from api.metrics import Metrics
 from api.routes.admin import key_view
 from api.settings import ApiSettings
@@ -63,7 +63,7 @@ def create(
     """Make a key. It is shown this once."""
     changes = _changes(locals())
     with errors_for_people():
-        key, text = _with_keys(lambda keys: keys.create(checked_terms({"name": name, **changes}), tenant))
+        key, text = _with_keys(lambda keys: keys.create(checked(Terms, {"name": name, **changes}), tenant))
     _show_text(key, text, as_json=as_json)
 
 

@@ -86,7 +86,7 @@ class Limiter:
             self._keys.forget(key)
             raise KeyChanged("The key's record has changed.")
         verdict, reason, wait = answer[0].decode(), answer[1].decode(), int(answer[2])
-        standing = Standing(*(int(value) for value in answer[4:8]))
+        standing = Standing.of(answer[4:8])
         rates = Rates.of(key)
         if verdict == "refused":
             self._metrics.refused(Refusal(reason))
@@ -168,7 +168,7 @@ class Limiter:
     def _waited(self, admission: Admission, answer: Sequence[bytes]) -> ApiError:
         reason = answer[1].decode() if answer else ""
         wait = int(answer[2]) if answer else 0
-        standing = Standing(*(int(value) for value in answer[4:8])) if answer else Standing(0, 0, 0, 0)
+        standing = Standing.of(answer[4:8]) if answer else Standing(0, 0, 0, 0)
         return refusal(reason or "concurrency", wait, Rates.of(admission.key), self._all, standing, admission.cost)
 
     async def settle(self, admission: Admission, used: Used) -> None:
@@ -201,7 +201,7 @@ class Limiter:
             answer = await self._redis.run("peek", key.id, rates.rpm, rates.burst, rates.tpm)
         except LedgerUnavailable:
             return ()
-        return Standing(*(int(value) for value in answer)).headers(rates)
+        return Standing.of(answer).headers(rates)
 
     async def run(self) -> None:
         """Renew leases and places, and end the requests of keys that were ended, until cancelled."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -42,6 +43,11 @@ class Standing:
     requests_reset: int
     tokens: int
     tokens_reset: int
+
+    @classmethod
+    def of(cls, values: Iterable[bytes | int]) -> Self:
+        """From a script's answer."""
+        return cls(*(int(value) for value in values))
 
     def headers(self, rates: Rates) -> tuple[Header, ...]:
         """OpenAI's x-ratelimit-…, for the limits that there are."""

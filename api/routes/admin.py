@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from api import shape
 from api.asgi import read_body
 from api.errors import ApiError
 from api.gateway import Gateway
-from api.key_store import Keys
+from api.key_store import Keys, checked
 from api.keys import Key, Terms
 
 router = APIRouter(prefix="/admin/keys")
 
 KeyId = Annotated[str, Path(pattern=r"^[0-9a-f]{12}$")]
 _BODY_MOST = 64 * 1024
-
-M = TypeVar("M", bound=BaseModel)
 
 
 class NewKey(Terms):
@@ -41,7 +39,7 @@ class Rotation(BaseModel):
 @router.post("", status_code=201)
 async def create(request: Request, response: Response) -> dict[str, Any]:
     """Make a key. Its text is in `key`, this once."""
-    given = _checked(NewKey, await _body(request))
+    given = checked(NewKey, await _body(request))
     terms = Terms(**given.model_dump(exclude={"tenant"}))
     key, text = await _keys(request).create(terms, given.tenant)
     response.headers["cache-control"] = "no-store"
@@ -79,7 +77,7 @@ async def revoke(request: Request, key_id: KeyId) -> dict[str, Any]:
 @router.post("/{key_id}/rotate")
 async def rotate(request: Request, key_id: KeyId, response: Response) -> dict[str, Any]:
     """A new text for the key, in `key`, this once. Limits, usage and tenant stay."""
-    given = _checked(Rotation, await _body(request, empty={}))
+    given = checked(Rotation, await _body(request, empty={}))
     key, text = await _keys(request).rotate(key_id, given.grace_seconds)
     response.headers["cache-control"] = "no-store"
     return {"key": text, **key_view(key)}
@@ -95,15 +93,6 @@ async def _body(request: Request, empty: dict[str, Any] | None = None) -> dict[s
     gateway: Gateway = request.app.state.gateway
     raw = await read_body(request.receive, _BODY_MOST, gateway.settings.body_timeout)
     return empty if empty is not None and not raw else shape.parse(raw)
-
-
-def _checked(kind: type[M], content: dict[str, Any]) -> M:
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        param = ".".join(str(part) for part in first["loc"])
-        raise ApiError(400, f"{param}: {first['msg']}.", param=param) from None
 
 
 def _keys(request: Request) -> Keys:
