@@ -1,6 +1,6 @@
 # The two commands are `make demo` and `make test`; each sets up what it needs.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format lock clean
+.PHONY: help install demo test chaos check format lock clean
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -20,6 +20,9 @@ demo: $(STAMP)  ## Watch it work: a streamed chat and a bulk job on one real eng
 test: $(STAMP)  ## Prove it: every ring of tests, the end-to-end one on real vLLM
 	tests/tools.sh
 	$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(STAMP)  ## Kill, freeze and cut off everything while jobs run: make chaos SECONDS=600 SEED=7
+	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
 check: $(STAMP)  ## Format, lint, strict types, import arrows, size limits, wheel build
 	$(BIN)/ruff format --check .

@@ -16,7 +16,7 @@ from api.errors import ApiError, internal_error, to_api_error
 from api.gate import Gate
 from api.gateway import Gateway
 from api.passthrough import Passthrough
-from api.routes import admin, health, jobs, models, usage
+from api.routes import admin, batches, files, health, jobs, models, submit, usage, webhooks
 from engine.client import Endpoint
 from engine.errors import VelocityError
 
@@ -25,7 +25,7 @@ def build(gateway: Gateway) -> App:
     """The ASGI application of one process."""
     app = FastAPI(title="velocity", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.gateway = gateway
-    for module in (health, models, jobs, usage, admin):
+    for module in (health, models, submit, jobs, files, batches, webhooks, usage, admin):
         app.include_router(module.router)
     if gateway.settings.docs:
         openapi.add_route(app, gateway.settings)

@@ -6,13 +6,26 @@ VelocityError
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import orjson
 
 from engine.client import Answer
 from engine.errors import EngineError, EngineLost, EngineProtocolError, EngineTimeout, EngineUnreachable, VelocityError
-from workers.errors import InputError, LedgerUnavailable, NoSuchJob, QuotaExceeded, StorageError
+from workers.errors import (
+    DiskFull,
+    IdempotencyConflict,
+    InputError,
+    LedgerFull,
+    LedgerUnavailable,
+    NoSuchFile,
+    NoSuchJob,
+    Overloaded,
+    PreflightError,
+    QuotaExceeded,
+    StorageError,
+)
 
 Header = tuple[bytes, bytes]
 JSON_TYPE: Header = (b"content-type", b"application/json")
@@ -53,15 +66,16 @@ _TABLE: tuple[tuple[type[VelocityError], int, str, str | None, int | None], ...]
     (EngineLost, 502, "server_error", "engine_lost", None),
     (EngineProtocolError, 502, "server_error", "engine_lost", None),
     (EngineError, 502, "server_error", "engine_lost", None),
+    (LedgerFull, 503, "server_error", "overloaded", 30),
     (LedgerUnavailable, 503, "server_error", "redis_unavailable", 2),
+    (Overloaded, 503, "server_error", "overloaded", 30),
+    (PreflightError, 503, "server_error", "not_ready", 30),
+    (DiskFull, 507, "server_error", "insufficient_storage", 60),
     (StorageError, 507, "server_error", "storage_failed", 30),
     (NoSuchJob, 404, "invalid_request_error", "not_found", None),
+    (NoSuchFile, 404, "invalid_request_error", "not_found", None),
     (InputError, 400, "invalid_request_error", None, None),
 )
-
-
-_QUOTA_SECONDS = 60
-"""When to ask again for bulk quota: it is given back when a job ends, and nobody knows when that will be."""
 
 
 def to_api_error(error: VelocityError) -> ApiError:
@@ -69,10 +83,13 @@ def to_api_error(error: VelocityError) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, QuotaExceeded):
-        header = (b"x-should-retry", b"false") if error.never else (b"retry-after", b"%d" % _QUOTA_SECONDS)
+        header = (b"x-should-retry", b"false") if error.never else (b"retry-after", b"%d" % math.ceil(error.seconds))
         again = "Split the job." if error.never else "Try again when a job has ended."
         type_ = "tokens" if error.what == "tokens" else "requests"
         return ApiError(429, f"{error} {again}", type=type_, code="rate_limit_exceeded", headers=(header,))
+    if isinstance(error, IdempotencyConflict):  # clients would try a 409 again by themselves
+        header = (b"x-should-retry", b"false")
+        return ApiError(409, str(error), code="idempotency_conflict", param="Idempotency-Key", headers=(header,))
     for kind, status, type_, code, retry in _TABLE:
         if isinstance(error, kind):
             headers = ((b"retry-after", str(retry).encode()),) if retry else ()

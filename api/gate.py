@@ -27,8 +27,11 @@ _ROUTES: dict[str, KeyScope | None] = {
     "/v1/embeddings": KeyScope.CHAT,
     "/v1/models": _ANY_KEY,
     "/v1/usage": _ANY_KEY,
+    "/v1/files": KeyScope.JOBS,
+    "/v1/batches": KeyScope.JOBS,
     "/openapi.json": _ANY_KEY,
     "/jobs": KeyScope.JOBS,
+    "/webhooks": KeyScope.JOBS,
     "/admin": KeyScope.ADMIN,
 }
 """Every address and what a key needs for it, with all that is below it. What is not in this table is not there."""

@@ -15,17 +15,25 @@ from redis.asyncio import Redis
 from api import error_tracking, tracing
 from api.engine_watch import EngineWatch
 from api.fast_redis import FastRedis
+from api.intake import Intake
 from api.key_store import Keys
 from api.limits.limiter import Limiter
-from api.metrics import Metrics, installed_version
+from api.metrics import Metrics, Refusal, installed_version
 from api.settings import ApiSettings
 from api.usage_store import UsageStore
 from engine import log
 from engine.client import EngineClient
 from workers.errors import LedgerUnavailable, StorageError
+from workers.files import Files
 from workers.ledger import Ledger
+from workers.outbox import INTERVAL, Outbox
+from workers.preflight import Preflight
+from workers.pressure import Limits, Pressure
+from workers.reconcile import Reconciler
 from workers.redis import connect, connect_sync
-from workers.sweeper import Sweeper
+from workers.retention import Retention
+from workers.sweeper import Chore, Sweeper
+from workers.webhooks import Webhooks
 
 logger = log.get(__name__)
 
@@ -41,6 +49,10 @@ class Gateway:
     limiter: Limiter
     usage: UsageStore
     ledger: Ledger
+    preflight: Preflight
+    pressure: Pressure
+    intake: Intake
+    outbox: Outbox
     sweeper: Sweeper
     metrics: Metrics
     tracer: tracing.Tracer
@@ -48,18 +60,22 @@ class Gateway:
     @classmethod
     @asynccontextmanager
     async def opened(cls, settings: ApiSettings) -> AsyncIterator[Gateway]:
-        """Connect lazily, run the background tasks, and close all of it at the end."""
+        """Connect lazily, run the background tasks, and close all of it at the end. Raises PreflightError."""
         bulk = connect(settings.redis_url, settings.api_redis_timeout)
         quick = connect(settings.redis_url, settings.limiter_timeout, retries=0)
         rq_redis = connect_sync(settings.redis_url, settings.api_redis_timeout)
         error_tracking.start(settings.sentry_dsn, installed_version())
         gateway = cls.of(settings, bulk, quick, rq_redis)
-        tasks = [
-            asyncio.create_task(work) for work in (gateway.watch.run(), gateway.sweeper.run(), gateway.limiter.run())
-        ]
-        for task in tasks:
-            task.add_done_callback(_end_if_broken)
+        tasks: list[asyncio.Task[None]] = []
         try:
+            try:
+                await gateway.preflight.check()
+            except (LedgerUnavailable, StorageError) as error:
+                logger.warning("preflight_put_off", reason=str(error))  # its task goes on
+            runs = (gateway.preflight.run(), gateway.watch.run(), gateway.limiter.run(), *gateway.sweeper.work())
+            for work in runs:
+                tasks.append(asyncio.create_task(work))
+                tasks[-1].add_done_callback(_end_if_broken)
             if settings.bootstrap_key_file:
                 await asyncio.to_thread(gateway.keys.adopt, settings.bootstrap_key_file, "bootstrap")
             try:
@@ -68,8 +84,10 @@ class Gateway:
                 logger.warning("keys_not_entered", reason=str(error))  # each is entered when it is next used or changed
             yield gateway
         finally:
+            await gateway.intake.aclose()
             await gateway.limiter.aclose()
             await _end(set(tasks))
+            await gateway.outbox.aclose()
             await gateway.engine.aclose()
             await bulk.aclose()
             await quick.aclose()
@@ -87,6 +105,9 @@ class Gateway:
         ledger = Ledger(bulk)
         fast = FastRedis(quick, settings.limiter_timeout, metrics)
         keys = Keys(fast, settings.data_dir, open_mode=settings.open)
+        preflight = Preflight(bulk, settings.data_dir, owner=True)
+        outbox = Outbox(bulk, ledger, Webhooks(settings.data_dir, settings.webhook_allow), settings.data_dir)
+        limits = Limits(settings.min_free_bytes, settings.max_queued_items)
         return cls(
             settings=settings,
             engine=engine,
@@ -95,10 +116,28 @@ class Gateway:
             limiter=Limiter(fast, keys, settings, metrics),
             usage=UsageStore(bulk),
             ledger=ledger,
-            sweeper=Sweeper(bulk, rq_redis, ledger),
+            preflight=preflight,
+            pressure=Pressure(
+                bulk, ledger.queued, preflight, settings.data_dir, limits, lambda why: metrics.refused(Refusal(why))
+            ),
+            outbox=outbox,
+            intake=Intake(),
+            sweeper=Sweeper(bulk, rq_redis, ledger, _chores(ledger, outbox, settings)),
             metrics=metrics,
             tracer=tracing.load("velocity-api"),
         )
+
+
+def _chores(ledger: Ledger, outbox: Outbox, settings: ApiSettings) -> list[Chore]:
+    files = Files(settings.data_dir)
+    reconciler = Reconciler(ledger, settings.data_dir)
+    retention = Retention(ledger, settings.data_dir, settings.retention_days * 86400)
+    return [
+        Chore("reconcile", 2, reconciler.step),
+        Chore("retention", 60, retention.step),
+        Chore("files", 60, lambda: asyncio.to_thread(files.tidy)),
+        Chore("webhooks", INTERVAL, outbox.send_due),
+    ]
 
 
 async def _end(tasks: set[asyncio.Task[None]]) -> None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from api import request_caps
+from api.intake_batch import BatchInput
 from api.job_input import ItemInput, JobInput
 from api.keys import ANYONE, Key, Terms
 from api.metrics import installed_version
@@ -34,7 +35,7 @@ _WHY = {
     403: "The key lacks the scope, or may not use the model.",
     404: "There is no such thing, or it is somebody else's.",
     408: "The request's body did not come in time.",
-    409: "The key has been ended for good.",
+    409: "The key has been ended for good, or its Idempotency-Key came before with another request.",
     413: "The request's body is too large.",
     415: "The request's body is compressed.",
     429: "Over a limit of the key, or over its quota for jobs.",
@@ -60,6 +61,7 @@ class _Own:
     body: str | None = None
     """Name of the schema of the request's body, which the route reads by hand."""
     body_required: bool = True
+    body_type: str = "application/json"
     media_type: str = "application/json"
 
 
@@ -68,11 +70,20 @@ _OWN = {
     ("get", "/v1/models"): _Own("ModelList"),
     ("get", "/v1/models/{name}"): _Own("Model", (404,)),
     ("get", "/v1/usage"): _Own("UsageList", (507,)),
-    ("post", "/jobs"): _Own("Job", (404, *_BODY, 429, 507), body="JobInput"),
+    ("post", "/jobs"): _Own("Job", (404, *_BODY, 409, 429, 507), body="JobInput"),
     ("get", "/jobs"): _Own("JobList", (404,)),
     ("get", "/jobs/{job_id}"): _Own("Job", (404,)),
     ("post", "/jobs/{job_id}/cancel"): _Own("Job", (404,)),
     ("get", "/jobs/{job_id}/results"): _Own("Results", (404, 507), media_type="application/x-ndjson"),
+    ("post", "/v1/files"): _Own("File", (*_BODY, 507), body="FileInput", body_type="multipart/form-data"),
+    ("get", "/v1/files"): _Own("FileList", (404, 507)),
+    ("get", "/v1/files/{file_id}"): _Own("File", (404, 507)),
+    ("delete", "/v1/files/{file_id}"): _Own("FileDeleted", (404, 507)),
+    ("get", "/v1/files/{file_id}/content"): _Own("FileContent", (404, 507), media_type="application/jsonl"),
+    ("post", "/v1/batches"): _Own("Batch", (404, *_BODY, 409, 429, 507), body="BatchInput"),
+    ("get", "/v1/batches"): _Own("BatchList", (404, 507)),
+    ("get", "/v1/batches/{batch_id}"): _Own("Batch", (404, 507)),
+    ("post", "/v1/batches/{batch_id}/cancel"): _Own("Batch", (404, 507)),
     ("post", "/admin/keys"): _Own("KeyWithText", (*_BODY, 507), body="NewKey"),
     ("get", "/admin/keys"): _Own("KeyList", (507,)),
     ("get", "/admin/keys/{key_id}"): _Own("Key", (404, 507)),
@@ -127,7 +138,7 @@ def _mend(operation: Json, own: _Own) -> None:
     answer = {"description": "Done.", "content": {own.media_type: {"schema": _ref(own.answer)}}}
     operation["responses"] = {good: answer, **_errors(*own.errors)}
     if own.body:
-        content = {"application/json": {"schema": _ref(own.body)}}
+        content = {own.body_type: {"schema": _ref(own.body)}}
         operation["requestBody"] = {"required": own.body_required, "content": content}
 
 
@@ -188,7 +199,7 @@ def _request(endpoint: Endpoint, settings: ApiSettings) -> Json:
 
 def _model_schemas() -> Json:
     """What pydantic knows."""
-    validated: tuple[type[BaseModel], ...] = (JobInput, ItemInput, Terms, NewKey, Rotation)
+    validated: tuple[type[BaseModel], ...] = (JobInput, ItemInput, BatchInput, Terms, NewKey, Rotation)
     modes: list[tuple[type[BaseModel], Literal["validation", "serialization"]]] = [
         *((model, "validation") for model in validated), (Key, "serialization"),
     ]  # fmt: skip
@@ -227,12 +238,39 @@ def _shapes() -> Json:
         "bulk": used,
     }  # fmt: skip
     pages = {"has_more": {"type": "boolean"}, "first_id": nullable_text, "last_id": nullable_text}
+    file = {
+        "id": {**_TEXT, "pattern": "^file-[0-9a-f]{32}$"}, "object": {"const": "file"}, "bytes": _NUMBER,
+        "created_at": _NUMBER, "expires_at": _SECONDS, "filename": _TEXT,
+        "purpose": {"enum": ["batch", "batch_output"]}, "status": {"const": "processed"}, "status_details": nullable_text,
+    }  # fmt: skip
+    upload = {"file": {**_TEXT, "format": "binary"}, "purpose": {"const": "batch"}}
+    fault = _shape({"code": _TEXT, "line": {"type": ["integer", "null"]}, "message": _TEXT, "param": nullable_text})
+    faults = _shape({"object": {"const": "list"}, "data": {"type": "array", "items": fault}})
+    faults["type"] = ["object", "null"]
+    tokens = {
+        **_numbers("input_tokens", "output_tokens", "total_tokens")["properties"],
+        "input_tokens_details": _numbers("cached_tokens"), "output_tokens_details": _numbers("reasoning_tokens"),
+    }  # fmt: skip
+    moments = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
+    states = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
+    batch = {
+        "id": {**_TEXT, "pattern": "^batch_[0-9a-f]{32}$"}, "object": {"const": "batch"}, "endpoint": _TEXT,
+        "model": nullable_text, "errors": faults, "input_file_id": _TEXT, "completion_window": _TEXT,
+        "status": {"enum": list(states)}, "output_file_id": nullable_text, "error_file_id": nullable_text,
+        "created_at": _NUMBER, "expires_at": _SECONDS, **{f"{moment}_at": _SECONDS for moment in moments},
+        "request_counts": _numbers("total", "completed", "failed"), "usage": _shape(tokens),
+        "metadata": {"type": ["object", "null"], "additionalProperties": _TEXT},
+    }  # fmt: skip
     results = "One JSON object a line: `index`, `id`, `status` (completed or failed), `response`, `error`."
     return {
         "Error": _shape({"error": error}),
         "Model": _shape(model), "ModelList": _list("Model"),
         "Job": _shape(job), "JobList": _list("Job", pages),
         "Results": {"description": results},
+        "File": _shape(file), "FileList": _list("File", pages),
+        "FileInput": {**_shape(upload), "additionalProperties": True},
+        "FileDeleted": _shape({"id": _TEXT, "object": {"const": "file"}, "deleted": {"const": True}}),
+        "FileContent": {"description": "The file's lines."}, "Batch": _shape(batch), "BatchList": _list("Batch", pages),
         "KeyList": _list("Key"),
         "Usage": _shape(usage), "UsageList": _list("Usage"),
         "Health": {"type": "object", "properties": {"status": {"enum": ["ok", "degraded", "unavailable"]}},

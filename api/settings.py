@@ -28,7 +28,15 @@ class ApiSettings(WorkerSettings):
     max_body_bytes: int = Field(default=8 * _MIB, gt=0)
     """Largest body of an interactive request."""
     max_job_bytes: int = Field(default=32 * _MIB, gt=0)
-    """Largest body of POST /jobs."""
+    """Largest body of POST /jobs as one JSON object; as lines it may have `max_file_bytes`."""
+    max_file_bytes: int = Field(default=200 * _MIB, gt=0)
+    """Largest uploaded file, and largest job that comes as lines."""
+    upload_timeout: float = Field(default=1800.0, gt=0)
+    """Seconds in which an upload must have come; it may stall for `body_timeout`."""
+    min_free_bytes: int = Field(default=1024 * _MIB, ge=0)
+    """Free space of the data directory below which no job or file is accepted, its own size taken off."""
+    max_queued_items: int = Field(default=2_000_000, ge=1)
+    """Items accepted and not finished, of all tenants, from which on no job is accepted."""
     default_max_tokens: int = Field(default=8192, gt=0)
     """Output limit of a chat or response request that names none."""
     head_wait: float = Field(default=5.0, gt=0)

@@ -22,6 +22,7 @@ from engine.errors import StartError
 from engine.ports import free_port, require_free
 from workers.errors import LedgerUnavailable
 from workers.ledger import Ledger
+from workers.preflight import Preflight
 from workers.redis import answers, connect
 
 Say = Callable[[str], None]
@@ -78,7 +79,7 @@ class Stack:
         """Who depends on others ends first: api and worker, then the engine, then Redis."""
         order: list[list[Child]] = [
             [child for child in self._children if child.spec.name in names]
-            for names in (("api", "worker"), ("engine",), ("redis",))
+            for names in (("api", "worker", "quarantine"), ("engine",), ("redis",))
         ]
         busy = max((child.spec.stop_seconds for child in order[0]), default=0)
         if busy:
@@ -154,8 +155,10 @@ class Stack:
                 restarts=settings.engine_restarts, tell=self._say,
             )  # fmt: skip
 
+        stop_worker = settings.drain_seconds + 10
         specs = [
-            spec("worker", ["worker"], self._worker_ready, 60, settings.drain_seconds + 10, None),
+            spec("worker", ["worker"], self._worker_ready, 60, stop_worker, None),
+            spec("quarantine", ["worker", "--lane", "quarantine"], self._worker_ready, 60, stop_worker, None),
             spec("api", ["api"], self._api_ready, 60, settings.shutdown_seconds + 5, None),
         ]
         if self._own_engine:
@@ -207,6 +210,11 @@ class Stack:
         """What was named instead of started must be there."""
         if not self._redis and not await answers(self.settings.redis_url):
             raise StartError(f"Redis does not answer at {self.settings.redis_url}. Start it, or leave out --redis-url.")
+        redis = connect(self.settings.redis_url, 1.0)
+        try:
+            await Preflight(redis, self.settings.data_dir, owner=False).check()
+        finally:
+            await redis.aclose()
         if not self._own_engine and not await self._engine_ready():
             raise StartError(
                 f"The engine does not answer at {self.settings.engine_url}. Start it, or leave out --engine-url."

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import httptools
 import orjson
@@ -36,7 +36,12 @@ class FakeEngine:
     healthy: bool = True
 
 
-class _Connection(asyncio.Protocol):
+E = TypeVar("E", bound=FakeEngine)
+
+
+class Connection(asyncio.Protocol):
+    """One connection; what behaves differently is a subclass, see `serving`."""
+
     def __init__(self, engine: FakeEngine) -> None:
         self.engine = engine
         self.parser = httptools.HttpRequestParser(self)
@@ -174,13 +179,18 @@ class _Connection(asyncio.Protocol):
 
 
 @asynccontextmanager
-async def fake_engine() -> AsyncIterator[FakeEngine]:
-    """A running fake engine."""
-    engine = FakeEngine()
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: _Connection(engine), "127.0.0.1", 0)
+async def serving(engine: E, connection: type[Connection] = Connection, port: int = 0) -> AsyncIterator[E]:
+    """The engine behind connections of that class, on a free port unless one is named."""
+    server = await asyncio.get_running_loop().create_server(lambda: connection(engine), "127.0.0.1", port)
     engine.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield engine
     finally:
         server.close()
+
+
+@asynccontextmanager
+async def fake_engine() -> AsyncIterator[FakeEngine]:
+    """A running fake engine."""
+    async with serving(FakeEngine()) as engine:
+        yield engine

@@ -38,3 +38,31 @@ if ! PATH="$PATH:/usr/sbin:$PWD/$nginx/usr/sbin" command -v nginx >/dev/null; th
         missing "nginx; the tests of deploy/nginx.conf are skipped"
     fi
 fi
+
+# The newest Redis that the ledger's scripts are tested on, beside the embedded 6.2; with the libraries that it brings.
+redis=.venv/redis
+if [ ! -x "$redis/redis-server" ]; then
+    if command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null; then
+        mkdir -p "$redis/packages"
+        if [ "$(id -u)" = 0 ]; then apt-get update -qq >/dev/null 2>&1 || true; fi
+        for package in redis-server redis-tools libjemalloc2 liblzf1 libatomic1 libssl3; do
+            (cd "$redis/packages" && apt-get download "$package") >/dev/null 2>&1 || true
+        done
+        for package in "$redis"/packages/*.deb; do
+            dpkg-deb -x "$package" "$redis" >/dev/null 2>&1 || true
+        done
+        rm -rf "$redis/packages"
+        cat >"$redis/redis-server" <<'END'
+#!/bin/sh
+here=$(dirname "$(readlink -f "$0")")
+for folder in "$here"/usr/lib/*-linux-gnu; do LD_LIBRARY_PATH="$folder:${LD_LIBRARY_PATH:-}"; done
+export LD_LIBRARY_PATH
+exec "$here/usr/bin/redis-server" "$@"
+END
+        chmod +x "$redis/redis-server"
+        "$redis/redis-server" --version 2>/dev/null | grep -q 'v=[7-9]' || rm -rf "$redis"
+    fi
+    if [ ! -x "$redis/redis-server" ]; then
+        missing "Redis 7; the ledger is tested on one version only"
+    fi
+fi

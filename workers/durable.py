@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from workers.errors import StorageError
+
 
 @contextmanager
 def new_file(path: Path, mode: int = 0o640) -> Iterator[int]:
@@ -50,3 +52,12 @@ def sync_directory(path: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+@contextmanager
+def storage(what: str) -> Iterator[None]:
+    """The operating system's errors leave here as StorageError, which says what could not be done."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{what}: {error.strerror or error}.") from error

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from engine import log
-from workers.job import Lease, Record
+from workers.batch_lines import batch_line
+from workers.files import Files, Part
+from workers.job import JobState, JobStatus, Lease, Outcome, Record
 from workers.ledger import Ledger, Verdict
 from workers.store import JobFiles
+
+PARTS: tuple[Part, ...] = ("output", "error")
+_MISSING = {
+    JobStatus.EXPIRED: ("batch_expired", "This request was not finished before the job's deadline."),
+    JobStatus.COMPLETED: ("result_lost", "The result of this request was stored and can't be found any more."),
+}
+"""What an item without a result gets in a job that ended so; in others it stays without one."""
 
 logger = log.get(__name__)
 
@@ -23,11 +34,22 @@ class Finalizer:
         self._lease_seconds = lease_seconds
 
     async def run(self, lease: Lease) -> None:
-        """Write output.jsonl and error.jsonl, then compare-and-set the terminal state."""
+        """Write output.jsonl, error.jsonl and the outcome, then compare-and-set the terminal state."""
         files = JobFiles(self._data_dir, lease.tenant, lease.job)
+        outcome = await asyncio.to_thread(files.outcome) or await self._merge(lease, files)
+        if outcome is None:
+            return  # another finalizer has the job
+        status = await self._ledger.finalize(lease, outcome)
+        if status == outcome.status.value:
+            await asyncio.to_thread(files.drop_segments)
+            await asyncio.to_thread(files.drop_drafts)
+        logger.info("job_finished", job=lease.job, status=status, completed=outcome.completed, failed=outcome.failed)
+
+    async def _merge(self, lease: Lease, files: JobFiles) -> Outcome | None:
         job = await self._ledger.job(lease.tenant, lease.job)
         segments = await self._ledger.segments(lease.job, range(job.shards))
-        merging = asyncio.create_task(asyncio.to_thread(files.merge, _merged(files, segments), lease.segment))
+        merge = Merge(files, job, segments)
+        merging = asyncio.create_task(asyncio.to_thread(files.merge, merge.records(), lease.segment))
         try:
             while not (await asyncio.wait({merging}, timeout=self._lease_seconds / 3))[0]:
                 if await self._ledger.commit(lease, [], 0, self._lease_seconds) is Verdict.STALE:
@@ -35,17 +57,57 @@ class Finalizer:
         finally:
             publish = await merging
         if await self._ledger.commit(lease, [], 0, self._lease_seconds) is Verdict.STALE:
-            return  # another finalizer has the job; its files are its own
+            return None
         await asyncio.to_thread(publish)
-        status = await self._ledger.finalize(lease)
-        if status != Verdict.STALE:
-            await asyncio.to_thread(files.drop_segments)
-        logger.info("job_finished", job=lease.job, status=status, completed=job.completed, failed=job.failed)
+        await asyncio.to_thread(self._add_outputs, files, merge)
+        outcome = merge.outcome()
+        await asyncio.to_thread(files.write_outcome, outcome)
+        return outcome
+
+    def _add_outputs(self, files: JobFiles, merge: Merge) -> None:
+        spec = files.spec()
+        if spec.batch:
+            for part in PARTS:
+                Files(self._data_dir).add_output(spec, part, merge.sizes[part], merge.counts[part])
 
 
-def _merged(files: JobFiles, segments: list[dict[str, int]]) -> Iterator[Record]:
-    """All committed records in input order, one shard in memory at a time."""
-    for shard in segments:
-        records = files.committed(shard)
-        for index in sorted(records):
-            yield records[index]
+class Merge:
+    """A job's records in input order, and what they come to."""
+
+    def __init__(self, files: JobFiles, job: JobState, segments: list[dict[str, int]]) -> None:
+        self._files = files
+        self._job = job
+        self._segments = segments
+        self._status = JobStatus(job.outcome or JobStatus.COMPLETED)
+        self.counts: Counter[Part] = Counter()
+        """Records of each part."""
+        self.sizes: Counter[Part] = Counter()
+        """Bytes of a batch's output files."""
+
+    def records(self) -> Iterator[Record]:
+        """All of them, one shard in memory at a time."""
+        missing = _MISSING.get(self._status)
+        ids, batch = self._files.ids(), self._files.spec().batch
+        for unit, segments in enumerate(self._segments):
+            found = self._files.committed(segments)
+            first = unit * self._job.shard_size
+            for index in range(first, min(first + self._job.shard_size, self._job.total)):
+                name = next(ids)
+                record = found.get(index)
+                if record is None and missing:
+                    error = {"code": missing[0], "message": missing[1]}
+                    record = Record(index, name, 0, f"{self._job.id}-{index}", error=error, nth=len(found))
+                    found[index] = record
+                if record is not None:
+                    part: Part = "output" if record.ok else "error"
+                    self.counts[part] += 1
+                    if batch:
+                        self.sizes[part] += len(batch_line(record, self._job.id))
+                    yield record
+
+    def outcome(self) -> Outcome:
+        """Once all records were read."""
+        return Outcome(
+            status=self._status, at=int(time.time()), completed=self.counts["output"], failed=self.counts["error"],
+            input_tokens=self._job.input_tokens, output_tokens=self._job.output_tokens, times=dict(self._job.times),
+        )  # fmt: skip

@@ -19,9 +19,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+import orjson
 from pydantic import BaseModel, ConfigDict
 
+from workers.progress import recent_rate
+
 LANE = "bulk"
+QUARANTINE = "quarantine"
+"""The lane of shards that took several workers along: one item at a time, each written down before it runs."""
 FINAL = "final"
 """The unit of work that merges a job's results, and the lane in which these wait."""
 MAX_ITEMS = 50_000
@@ -80,7 +85,7 @@ class JobSpec(BaseModel):
     model: str
     total: int
     shard_items: int
-    created: int
+    created: float
     """Unix seconds."""
     deadline: int | None = None
     """Unix seconds after which items that have not finished expire."""
@@ -113,6 +118,34 @@ class JobSpec(BaseModel):
         """Whether it came as an OpenAI batch."""
         return self.id.startswith("batch_")
 
+    @property
+    def shards(self) -> int:
+        """In how many parts it is worked on."""
+        return -(-self.total // self.shard_items)
+
+    @property
+    def created_ms(self) -> int:
+        """Unix milliseconds."""
+        return round(self.created * 1000)
+
+
+class Outcome(BaseModel):
+    """How a job ended: written beside its results before the ledger learns of it, so that it outlives Redis."""
+
+    model_config = ConfigDict(frozen=True)
+
+    status: JobStatus
+    at: int
+    """Unix seconds."""
+    completed: int = 0
+    failed: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    times: dict[str, int] = {}
+    """Unix seconds of its states so far, such as in_progress_at."""
+    errors: list[dict[str, Any]] | None = None
+    """What is wrong with a batch's input: code, line, message, param."""
+
 
 @dataclass(frozen=True, slots=True)
 class BulkQuota:
@@ -142,6 +175,8 @@ class Record:
     request_id: str
     body: dict[str, Any] | None = None
     error: dict[str, str] | None = None
+    nth: int = 0
+    """The how manieth of its shard it was to finish, from 0 on; known in the final files."""
 
     @property
     def ok(self) -> bool:
@@ -173,11 +208,19 @@ class Lease:
     count: int
     done: frozenset[int]
     """Items of the shard that are finished already."""
+    account: str = "none"
+    endpoint: str = "/v1/chat/completions"
+    lane: str = LANE
 
     @property
     def final(self) -> bool:
         """Whether this is the merging of results."""
         return self.unit == FINAL
+
+    @property
+    def flow(self) -> str:
+        """Among whom the engine is shared fairly: an account of a tenant."""
+        return f"{self.tenant}/{self.account}"
 
     @property
     def segment(self) -> str:
@@ -192,30 +235,60 @@ class JobState:
     id: str
     tenant: str
     status: JobStatus
-    name: str | None
-    model: str
-    endpoint: str
     total: int
-    completed: int
-    failed: int
-    input_tokens: int
-    output_tokens: int
-    shards: int
-    shard_size: int
+    completed: int = 0
+    failed: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    shards: int = 0
+    shard_size: int = 0
+    priority: int = 0
+    name: str | None = None
+    model: str = ""
+    endpoint: str = ""
+    outcome: str | None = None
+    """While it is being finalized: what it will be then."""
+    retry_of: str | None = None
+    retried_by: str | None = None
+    webhook: str | None = None
+    webhook_status: str | None = None
+    webhook_attempts: int = 0
+    webhook_error: str | None = None
+    input_file: str | None = None
+    completion_window: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
     times: Mapping[str, int] = field(default_factory=dict)
+    deadline: int | None = None
+    rate: float | None = None
+    """Items that it finished per second lately; None if nobody knows."""
+
+    @property
+    def left(self) -> int:
+        """Items without a result."""
+        return self.total - self.completed - self.failed
 
     @classmethod
     def from_hash(cls, job_id: str, raw: Mapping[bytes, bytes]) -> JobState:
         """From the ledger's hash."""
         text = {key.decode(): value.decode() for key, value in raw.items()}
-        counts = ("total", "completed", "failed", "input_tokens", "output_tokens", "shards", "shard_size")
+        counts = (
+            "total", "completed", "failed", "input_tokens", "output_tokens", "shards", "shard_size", "priority",
+            "webhook_attempts",
+        )  # fmt: skip
+        texts = (
+            "tenant", "name", "model", "endpoint", "retry_of", "retried_by", "webhook", "webhook_status",
+            "webhook_error", "input_file", "completion_window", "outcome",
+        )  # fmt: skip
+        given: dict[str, Any] = {name: int(text[name]) for name in counts if name in text}
+        given |= {name: text[name] for name in texts if name in text}
+        times = {key: int(value) // 1000 for key, value in text.items() if key.endswith("_at")}
+        times.pop("recent_at", None)
         return cls(
             id=job_id,
-            tenant=text["tenant"],
             status=JobStatus(text["status"]),
-            name=text.get("name"),
-            model=text["model"],
-            endpoint=text["endpoint"],
-            times={key: int(value) // 1000 for key, value in text.items() if key.endswith("_at")},
-            **{name: int(text[name]) for name in counts},
+            metadata=orjson.loads(text.get("metadata", "{}")),
+            times=times,
+            deadline=int(text["deadline"]) if "deadline" in text else None,
+            rate=recent_rate(text),
+            **given,
         )

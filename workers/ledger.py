@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, cast
+from typing import Any, Literal, cast
 
+import orjson
 from redis.asyncio import Redis
 
 from workers import redis_keys
-from workers.errors import NoSuchJob, QuotaExceeded
-from workers.job import LANE, BulkQuota, JobSpec, JobState, Lease, Record
+from workers.errors import IdempotencyConflict, NoSuchJob, QuotaExceeded
+from workers.job import LANE, BulkQuota, JobSpec, JobState, JobStatus, Lease, Outcome, Record
+from workers.progress import recent_rate
 from workers.redis import translated
 from workers.scripts import Scripts
 
@@ -32,6 +35,18 @@ class Verdict(StrEnum):
     """Refused: the lease was lost, and another has the shard."""
 
 
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a sweep found."""
+
+    back: int
+    """Leases that were lost and taken back."""
+    expired: int
+    """Jobs whose deadline passed."""
+    pending: Mapping[str, int]
+    """Units of work that wait, by lane."""
+
+
 class Ledger:
     """Jobs, shards and leases in Redis. Every operation is one round trip and may be replayed."""
 
@@ -39,69 +54,158 @@ class Ledger:
         self._redis = redis
         self._scripts = Scripts(redis, "workers", prelude="prelude.lua")
 
-    async def submit(self, spec: JobSpec, quota: BulkQuota = UNLIMITED) -> bool:
-        """Enter a job whose files are durable. False if it was entered before. Raises QuotaExceeded."""
-        return await self._submit(spec, quota, ask=False) == "entered"
+    async def submit(self, spec: JobSpec, quota: BulkQuota = UNLIMITED) -> str:
+        """Enter a job whose files are durable. Returns its id, or that of the job that its Idempotency-Key made before.
 
-    async def require_room(self, spec: JobSpec, quota: BulkQuota) -> None:
-        """Raises QuotaExceeded if the job would not be entered now: asked before its files are written."""
-        await self._submit(spec, quota, ask=True)
+        Raises QuotaExceeded, IdempotencyConflict.
+        """
+        return (await self._submit(spec, quota, "enter"))[1]
 
-    async def _submit(self, spec: JobSpec, quota: BulkQuota, *, ask: bool) -> str:
-        fields = {"model": spec.model, "endpoint": spec.endpoint, "name": spec.name}
-        pairs = [part for key, value in fields.items() if value is not None for part in (key, value)]
-        verdict, used = await self._run(
-            "submit", spec.id, spec.tenant, LANE, spec.total, spec.shard_items, (spec.deadline or 0) * 1000,
-            spec.account, spec.tokens, quota.jobs, quota.items, quota.tokens, int(ask), *pairs,
+    async def require_room(self, spec: JobSpec, quota: BulkQuota) -> str | None:
+        """Raises as `submit` would now, before files are written; returns the job that is there already, if one is."""
+        verdict, job = await self._submit(spec, quota, "ask")
+        return job if verdict == "known" else None
+
+    async def hold(self, spec: JobSpec) -> None:
+        """Enter a job, but let none of its shards start: its results are restored before `open`."""
+        await self._submit(spec, UNLIMITED, "hold")
+
+    async def _submit(self, spec: JobSpec, quota: BulkQuota, mode: str) -> tuple[str, str]:
+        most_failed = -1 if spec.max_error_rate is None else int(spec.max_error_rate * spec.total)
+        verdict, used, job = await self._run(
+            "submit", spec.id, spec.tenant, spec.account, LANE, spec.total, spec.shard_items,
+            (spec.deadline or 0) * 1000, spec.tokens, spec.priority, most_failed, spec.created_ms,
+            spec.idempotency or "", spec.digest or "", quota.jobs, quota.items, quota.tokens, mode, *_pairs(spec),
         )  # fmt: skip
         what = verdict.decode()
+        if what == "conflict":
+            raise IdempotencyConflict("This Idempotency-Key came before, with another request. Use a new key.")
         needed = {"jobs": (1, quota.jobs), "items": (spec.total, quota.items), "tokens": (spec.tokens, quota.tokens)}
         if what in needed:
             need, most = needed[what]
             full = "active jobs" if what == "jobs" else f"{what} in active jobs"
             text = f"Bulk quota reached: at most {most:,} {full}, {int(used):,} in use, {need:,} more asked for."
             raise QuotaExceeded(text, what, never=need > most)
-        return str(what)
+        return what, job.decode()
 
-    async def claim(self, lease_seconds: float, lane: str = LANE) -> Lease | None:
-        """Lease the next shard of a lane (in the lane FINAL: the next job to finalize), or None if none is pending."""
+    async def enter_over(self, spec: JobSpec, outcome: Outcome, *, webhook_due: bool = False) -> None:
+        """Enter a job that is over already: one that only the disk knows, or a batch that never began."""
+        times = [part for name, at in outcome.times.items() for part in (name, at * 1000)]
+        await self._run(
+            "over", spec.id, spec.tenant, outcome.status.value, outcome.at * 1000, spec.total, outcome.completed,
+            outcome.failed, spec.created_ms, spec.idempotency or "", int(webhook_due), "account", spec.account,
+            "shard_size", spec.shard_items, "shards", spec.shards, "input_tokens", outcome.input_tokens,
+            "output_tokens", outcome.output_tokens, *_digests(spec), *times, *_pairs(spec),
+        )  # fmt: skip
+
+    async def restore(self, job: str, unit: int, segment: str, records: Sequence[Record], length: int) -> None:
+        """Make a held job's records on the disk, in the first `length` bytes of a segment, count again."""
+        completed = [record.index for record in records if record.ok]
+        failed = [record.index for record in records if not record.ok]
+        await self._run(
+            "restore", job, unit, segment, length, *_tokens(records), len(completed), *completed, *failed
+        )  # fmt: skip
+
+    async def open(self, job: str, *, cancelled: bool) -> None:
+        """Let what is left of a held job start."""
+        await self._run("open", job, int(cancelled))
+
+    async def claim(self, lease_seconds: float, lane: str = LANE, busy: Iterable[str] = ()) -> Lease | None:
+        """Lease the next shard of a lane (in the lane FINAL: the next job to finalize), or None if none is pending.
+
+        Accounts in `busy` (`Lease.flow`) are passed over.
+        """
         owner = secrets.token_hex(8)
-        found = await self._run("claim", lane, owner, round(lease_seconds * 1000))
+        found = await self._run("claim", lane, owner, round(lease_seconds * 1000), *busy)
         if not found:
             return None
-        job, tenant, unit, epoch, first, count = (value.decode() for value in found[:6])
+        job, tenant, account, unit, epoch, first, count, endpoint, lane = (value.decode() for value in found[:9])
         offset, number = int(first), int(count)
-        done = frozenset(_set_bits(found[6], offset, number))
-        return Lease(job, tenant, unit, int(epoch), owner, offset, number, done)
+        done = frozenset(_set_bits(found[9], offset, number))
+        return Lease(job, tenant, unit, int(epoch), owner, offset, number, done, account, endpoint, lane)
 
     async def commit(self, lease: Lease, records: Sequence[Record], length: int, lease_seconds: float) -> Verdict:
         """Make `records`, durable in the first `length` bytes of the lease's segment, count; renew the lease."""
         completed = [record.index for record in records if record.ok]
         failed = [record.index for record in records if not record.ok]
-        tokens_in = sum(record.usage[0] for record in records)
-        tokens_out = sum(record.usage[1] for record in records)
         verdict = await self._run(
-            "commit", *_lease_args(lease), round(lease_seconds * 1000), lease.segment, length, tokens_in, tokens_out,
+            "commit", *_lease_args(lease), round(lease_seconds * 1000), lease.segment, length, *_tokens(records),
             len(completed), *completed, *failed,
         )  # fmt: skip
         return Verdict(verdict.decode())
 
-    async def release(self, lease: Lease) -> bool:
-        """Give the unit back for others. False if it was lost already."""
-        return bool(await self._run("release", *_lease_args(lease)))
+    async def begin(self, lease: Lease, item: int) -> int | None:
+        """In quarantine, before an item runs: how often it took its worker along so far. None if the lease is lost."""
+        deaths = int(await self._run("begin", *_lease_args(lease), item))
+        return None if deaths < 0 else deaths
+
+    async def release(self, lease: Lease, how: Literal["idle", "crashed", "cured"] = "idle") -> bool:
+        """Give the unit back; `crashed` ones end in quarantine, `cured` ones leave it. False if it was lost."""
+        return bool(await self._run("release", *_lease_args(lease), how))
 
     async def cancel(self, job: str) -> bool:
         """Stop a job. False if it was stopping or over already."""
         return bool(await self._run("stop", job))
 
-    async def sweep(self) -> tuple[int, int, int]:
-        """Take back lost leases, stop jobs past their deadline. Returns (taken back, expired, pending units)."""
-        back, expired, pending = await self._run("sweep", LANE, _SWEEP_MOST)
-        return int(back), int(expired), int(pending)
+    async def sweep(self) -> Swept:
+        """Take back lost leases, stop jobs past their deadline."""
+        back, expired, *lanes = await self._run("sweep", _SWEEP_MOST)
+        pending = {lane.decode(): int(units) for lane, units in zip(lanes[::2], lanes[1::2], strict=True)}
+        return Swept(int(back), int(expired), pending)
 
-    async def finalize(self, lease: Lease) -> str:
+    async def finalize(self, lease: Lease, outcome: Outcome) -> str:
         """The job's result files are in place: make it terminal. Returns its status, or "stale"."""
-        return str((await self._run("finalize", lease.job, lease.epoch, lease.owner)).decode())
+        status = await self._run(
+            "finalize", lease.job, lease.epoch, lease.owner, outcome.status.value, outcome.completed, outcome.failed
+        )
+        return str(status.decode())
+
+    async def forget(self, tenant: str, job: str) -> str:
+        """Forget a job that is over. Returns "gone", or the status of one that is not."""
+        return str((await self._run("forget", job, tenant)).decode())
+
+    async def finished_before(self, when: int, most: int) -> list[tuple[str, str]]:
+        """(tenant, job) of jobs that ended before a time (unix seconds), oldest first."""
+        with translated():
+            found = await self._redis.zrange(
+                redis_keys.FINISHED, "-inf", when * 1000, byscore=True, offset=0, num=most
+            )  # fmt: skip
+        return [cast("tuple[str, str]", tuple(entry.decode().split("/"))) for entry in cast("list[bytes]", found)]
+
+    async def statuses(self, jobs: Sequence[str]) -> list[JobStatus | None]:
+        """Where each job is; None for one that the ledger does not know, or does not know whole."""
+        with translated():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for job in jobs:
+                    pipe.hmget(redis_keys.job(job), "status", "held")
+                raws: list[list[bytes | None]] = await pipe.execute()
+        return [JobStatus(status.decode()) if status and not held else None for status, held in raws]
+
+    async def bulk(self) -> tuple[int, float | None]:
+        """Items accepted and not finished, and items finished per second lately (None if not known)."""
+        with translated():
+            raw = cast("Mapping[bytes, bytes]", await self._redis.hgetall(redis_keys.BULK))
+        text = {key.decode(): value.decode() for key, value in raw.items()}
+        return max(0, int(text.get("queued", 0))), recent_rate(text)
+
+    async def queued(self) -> int:
+        """Items accepted and not finished."""
+        return (await self.bulk())[0]
+
+    async def remembers(self) -> bool:
+        """Whether this Redis still has what was entered; one that was emptied or replaced has not."""
+        with translated():
+            return bool(await self._redis.exists(redis_keys.RECONCILED))
+
+    async def remember(self) -> None:
+        """All that the data directory knows is entered."""
+        with translated():
+            await self._redis.set(redis_keys.RECONCILED, 1)
+
+    async def link_retry(self, job: str, retry: str) -> None:
+        """A job's failed items run again as another job."""
+        with translated():
+            await self._redis.hset(redis_keys.job(job), "retried_by", retry)
 
     async def beat(self, worker: str = "", seconds: int = 15) -> int:
         """A worker says that it lives for another `seconds`; returns how many live."""
@@ -116,16 +220,19 @@ class Ledger:
             raise NoSuchJob(f"There is no job {job!r}.")
         return state
 
-    async def jobs(self, tenant: str, limit: int, after: str | None) -> list[JobState]:
+    async def jobs(
+        self, tenant: str, limit: int, after: str | None, kind: Literal["jobs", "batches"] = "jobs"
+    ) -> list[JobState]:
         """A tenant's jobs, newest first, from the one after `after` on. Raises NoSuchJob for an unknown `after`."""
+        listed = redis_keys.tenant_jobs(tenant, kind)
         with translated():
             start = 0
             if after is not None:
-                rank = await self._redis.zrevrank(redis_keys.tenant_jobs(tenant), after)
+                rank = await self._redis.zrevrank(listed, after)
                 if rank is None:
                     raise NoSuchJob(f"There is no job {after!r}.")
                 start = cast("int", rank) + 1
-            page = await self._redis.zrange(redis_keys.tenant_jobs(tenant), start, start + limit - 1, desc=True)
+            page = await self._redis.zrange(listed, start, start + limit - 1, desc=True)
             found = [entry.decode() for entry in cast("list[bytes]", page)]
             async with self._redis.pipeline(transaction=False) as pipe:
                 for job in found:
@@ -159,6 +266,28 @@ class Ledger:
 
 def _lease_args(lease: Lease) -> tuple[str | int, ...]:
     return lease.job, lease.unit, lease.epoch, lease.owner
+
+
+def _tokens(records: Sequence[Record]) -> tuple[int, int]:
+    usages = [record.usage for record in records]
+    return sum(usage[0] for usage in usages), sum(usage[1] for usage in usages)
+
+
+def _digests(spec: JobSpec) -> list[str]:
+    if not (spec.idempotency and spec.digest):
+        return []
+    return ["idempotency", spec.idempotency, "digest", spec.digest]
+
+
+def _pairs(spec: JobSpec) -> list[str | int]:
+    """What the job's hash says about it, as field, value, …"""
+    fields: dict[str, str | int | None] = {
+        "model": spec.model, "endpoint": spec.endpoint, "name": spec.name, "webhook": spec.webhook,
+        "retry_of": spec.retry_of, "input_file": spec.input_file, "completion_window": spec.completion_window,
+        "deadline": spec.deadline, "priority": spec.priority,
+        "metadata": orjson.dumps(spec.metadata).decode() if spec.metadata else None,
+    }  # fmt: skip
+    return [part for name, value in fields.items() if value is not None for part in (name, value)]
 
 
 def _set_bits(bits: bytes, first: int, count: int) -> list[int]:

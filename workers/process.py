@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import signal
 import socket
 import threading
 
@@ -12,9 +13,10 @@ import uvloop
 
 from engine import log
 from engine.client import EngineClient
-from workers.errors import LedgerUnavailable
+from workers.errors import LedgerUnavailable, PreflightError, StorageError
 from workers.job import LANE
 from workers.ledger import Ledger
+from workers.preflight import Preflight
 from workers.pump import Pump
 from workers.redis import connect, connect_sync, translated
 from workers.settings import WorkerSettings
@@ -26,29 +28,55 @@ _ALIVE_SECONDS = 15
 logger = log.get(__name__)
 
 
-def run(settings: WorkerSettings) -> None:
-    """Work until SIGTERM or SIGINT; what is running then is finished or given back. Raises LedgerUnavailable."""
+def run(settings: WorkerSettings, lane: str = LANE) -> None:
+    """Work on a lane until SIGTERM or SIGINT; what is running then is finished or given back.
+
+    Raises LedgerUnavailable, StorageError or PreflightError.
+    """
+    uvloop.run(_check(settings))
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     ended = threading.Event()
+    faults: list[PreflightError] = []
+
+    def drain(stop: threading.Event) -> None:
+        try:
+            uvloop.run(_drain(settings, lane, stop))
+        except PreflightError as error:  # RQ would only call the ticket failed
+            faults.append(error)
+            signal.raise_signal(signal.SIGTERM)
+
     beating = threading.Thread(target=lambda: uvloop.run(_beat(settings, name, ended)), name="heartbeat")
     beating.start()
     try:
         with translated():
             redis = connect_sync(settings.redis_url)
-            worker = TicketWorker(redis, LANE, name, lambda stop: uvloop.run(_drain(settings, stop)))
-            logger.info("worker_started", worker=name, window=settings.bulk_window)
+            worker = TicketWorker(redis, lane, name, drain)
+            logger.info("worker_started", worker=name, lane=lane, window=settings.bulk_window)
             worker.work(logging_level=None)
     finally:
         ended.set()
         beating.join()
         logger.info("worker_ended", worker=name)
+    if faults:
+        raise faults[0]
 
 
-async def _drain(settings: WorkerSettings, stop: threading.Event) -> None:
+async def _check(settings: WorkerSettings) -> None:
     redis = connect(settings.redis_url, settings.redis_timeout)
     try:
+        await Preflight(redis, settings.data_dir, owner=False).check()
+    finally:
+        await redis.aclose()
+
+
+async def _drain(settings: WorkerSettings, lane: str, stop: threading.Event) -> None:
+    redis = connect(settings.redis_url, settings.redis_timeout)
+    try:
+        await Preflight(redis, settings.data_dir, owner=False).require_same_data()  # it may have gone in the meantime
         async with EngineClient.of(settings) as engine:
-            await Pump(Ledger(redis), engine, settings).drain(stop)
+            await Pump(Ledger(redis), engine, settings, lane).drain(stop)
+    except (LedgerUnavailable, StorageError) as error:
+        logger.warning("drain_put_off", reason=str(error))  # the sweeper rings again
     finally:
         await redis.aclose()
 

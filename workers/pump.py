@@ -11,7 +11,7 @@ from engine import log
 from engine.client import EngineClient
 from workers.errors import LedgerUnavailable, StorageError
 from workers.finalizer import Finalizer
-from workers.job import FINAL
+from workers.job import FINAL, LANE, QUARANTINE
 from workers.ledger import Ledger
 from workers.request import Requester
 from workers.settings import WorkerSettings
@@ -19,6 +19,8 @@ from workers.shard import ShardRun
 
 _TICK = 0.25
 _PAUSE = 1.0
+_MOST_FEEDING = 8
+"""Accounts whose items take turns in one worker's window."""
 
 logger = log.get(__name__)
 
@@ -26,10 +28,11 @@ logger = log.get(__name__)
 class Pump:
     """Works through a lane until nothing is pending or it is told to stop."""
 
-    def __init__(self, ledger: Ledger, engine: EngineClient, settings: WorkerSettings) -> None:
+    def __init__(self, ledger: Ledger, engine: EngineClient, settings: WorkerSettings, lane: str = LANE) -> None:
         self._ledger = ledger
         self._settings = settings
-        self._window = asyncio.Semaphore(settings.bulk_window)
+        self._lane = lane
+        self._window = asyncio.Semaphore(1 if lane == QUARANTINE else settings.bulk_window)
         self._changed = asyncio.Event()
         self._requester = Requester(engine, settings)
         self._finalizer = Finalizer(ledger, settings.data_dir, settings.lease_seconds)
@@ -70,15 +73,18 @@ class Pump:
     async def _start_next(self, running: dict[asyncio.Task[None], ShardRun | None]) -> bool:
         """Claim one unit and start on it; False if there is none that could start now.
 
-        Finalizing needs no place in the window; a shard is claimed only when all the claimed ones are in flight.
+        Finalizing needs no place in the window. Of an account another shard is claimed only when all the claimed ones
+        are in flight; other accounts need not wait for that: places in the window are given in turn.
         """
         lease = await self._ledger.claim(self._settings.lease_seconds, FINAL)
         if lease is not None:
             running[self._start(self._finalizer.run(lease))] = None
             return True
-        if self._window.locked() or any(shard is not None and shard.feeding for shard in running.values()):
+        feeding = {shard.flow for shard in running.values() if shard is not None and shard.feeding}
+        most = 1 if self._lane == QUARANTINE else _MOST_FEEDING
+        if len(feeding) >= most or (not feeding and self._window.locked()):
             return False
-        lease = await self._ledger.claim(self._settings.lease_seconds)
+        lease = await self._ledger.claim(self._settings.lease_seconds, self._lane, feeding)
         if lease is None:
             return False
         shard = ShardRun(lease, self._ledger, self._requester, self._window, self._settings, self._changed.set)
@@ -87,11 +93,16 @@ class Pump:
 
     @staticmethod
     async def _reap(running: dict[asyncio.Task[None], ShardRun | None]) -> None:
-        """Forget finished units. One that Redis or the disk refused is left to others, and to later."""
+        """Forget finished units. One that failed is left to others, and to later; it takes nothing else along."""
         for task in [task for task in running if task.done()]:
-            del running[task]
-            try:
-                task.result()
-            except (LedgerUnavailable, StorageError) as error:
+            shard = running.pop(task)
+            error = task.exception()
+            if error is None:
+                continue
+            if isinstance(error, LedgerUnavailable | StorageError):
                 logger.warning("unit_abandoned", reason=str(error))
-                await asyncio.sleep(_PAUSE)
+            elif isinstance(error, Exception):
+                logger.error("unit_failed", flow=shard and shard.flow, exc_info=error)
+            else:
+                raise error
+            await asyncio.sleep(_PAUSE)

@@ -10,10 +10,10 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 from redis.retry import Retry
 
-from workers.errors import LedgerUnavailable
+from workers.errors import LedgerFull, LedgerUnavailable
 
 _CONNECTIONS = 64
 """Of one client; a command beyond them waits for one instead of failing."""
@@ -60,4 +60,6 @@ def translated() -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError) as error:
+        if isinstance(error, OutOfMemoryError) or "-OOM " in str(error):  # the latter from scripts before Redis 7
+            raise LedgerFull("Redis has no memory left: nothing was written.") from None
         raise LedgerUnavailable(f"Redis did not answer: {error}") from None

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 ROOT = "velocity:"
+BULK = f"{ROOT}bulk"
+"""Hash: items accepted and not finished, and how fast items are finished."""
+FINISHED = f"{ROOT}finished"
+"""Sorted set: tenant/job of jobs that are over, by when (ms)."""
+DATA = f"{ROOT}data"
+"""String: id of the data directory that this Redis is the index of."""
+RECONCILED = f"{ROOT}reconciled"
+"""There once the ledger has all that the data directory knows."""
 SWEEPER_LOCK = f"{ROOT}sweeper"
 """Held by the api process whose sweeper runs."""
 
@@ -22,9 +30,9 @@ def done(job_id: str) -> str:
     return f"{ROOT}job:{job_id}:done"
 
 
-def tenant_jobs(tenant: str) -> str:
-    """Sorted set: a tenant's jobs by creation time (ms)."""
-    return f"{ROOT}tenant:{tenant}:jobs"
+def tenant_jobs(tenant: str, kind: str = "jobs") -> str:
+    """Sorted set: a tenant's jobs by creation time (ms): all of them, or only the `batches`."""
+    return f"{ROOT}tenant:{tenant}:{kind}"
 
 
 def usage(account: str, day: int) -> str:

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Annotated
+from urllib.parse import urlsplit
+
 from pydantic import Field, field_validator
+from pydantic_settings import NoDecode
 
 from engine.settings import EngineSettings
+
+SUPPORTED_REDIS = (
+    "velocity needs one primary Redis, 6.2 or newer, with appendonly yes, appendfsync everysec and maxmemory-policy "
+    "noeviction; no Sentinel, no Cluster mode, no replica."
+)
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a Path has lost the second slash
 
 
 class WorkerSettings(EngineSettings):
@@ -15,10 +27,19 @@ class WorkerSettings(EngineSettings):
 
     @field_validator("redis_url")
     @classmethod
-    def _has_a_scheme(cls, url: str) -> str:
+    def _names_one_redis(cls, url: str) -> str:
         if not url.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError(f"{url!r} is no address of a Redis: it must begin with redis://, rediss:// or unix://")
+            raise ValueError(f"it must begin with redis://, rediss:// or unix://. {SUPPORTED_REDIS}")
+        if not url.startswith("unix://") and "," in urlsplit(url).netloc.rpartition("@")[2]:
+            raise ValueError(f"it names several hosts. {SUPPORTED_REDIS}")
         return url
+
+    @field_validator("data_dir", mode="before")
+    @classmethod
+    def _is_no_object_store(cls, path: object) -> object:
+        if _URL.match(str(path)):
+            raise ValueError("it must be a directory of a file system; object storage is not supported (docs/bulk.md)")
+        return path
 
     redis_timeout: float = Field(default=5.0, gt=0)
     """Seconds for one Redis command of the bulk path."""
@@ -34,5 +55,14 @@ class WorkerSettings(EngineSettings):
     """Seconds that one bulk request may take at the engine."""
     retry_backoff: float = Field(default=2.0, ge=0)
     """Longest pause in seconds before an item's second try; eight times that before the third, at most 30 s."""
+    retention_days: float = Field(default=30.0, gt=0)
+    """Days after which a job that is over is deleted with its results."""
     drain_seconds: float = Field(default=25.0, ge=0)
     """Seconds that requests in flight may still take after SIGTERM, before they are given back."""
+    webhook_allow: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
+    """Networks such as 10.0.0.0/8, with commas between: webhooks may go there although they are private, or by http."""
+
+    @field_validator("webhook_allow", mode="before")
+    @classmethod
+    def _names_networks(cls, networks: object) -> object:
+        return tuple(map(ip_network, networks.replace(",", " ").split())) if isinstance(networks, str) else networks

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Literal
 
 from engine import log
-from workers.errors import LedgerUnavailable
-from workers.job import Item, Lease, Record
+from workers.errors import LedgerUnavailable, StorageError
+from workers.job import QUARANTINE, Item, Lease, Record
 from workers.ledger import Ledger, Verdict
 from workers.request import Requester
+from workers.segment import Segment
 from workers.settings import WorkerSettings
-from workers.store import JobFiles, Segment
+from workers.store import JobFiles
 
 _COMMIT_SECONDS = 1.0
 _COMMIT_ITEMS = 32
+_POISON = 2
+"""An item that took its worker along so often is not run again."""
 
 logger = log.get(__name__)
 
@@ -38,12 +42,19 @@ class ShardRun:
         self._settings = settings
         self._on_fed = on_fed
         self._files = JobFiles(settings.data_dir, lease.tenant, lease.job)
+        self._alone = lease.lane == QUARANTINE
+        self._room = asyncio.Semaphore(1 if self._alone else max(2 * settings.bulk_window, 2 * _COMMIT_ITEMS))
+        """Items in memory: in flight, or finished and not yet committed."""
+        self._cured = False
+        self._left = 0
+        """Items that have not been collected."""
         self._finished: asyncio.Queue[Record] = asyncio.Queue()
         self._requests: set[asyncio.Task[None]] = set()
         self._stop_after: float | None = None
         self._fault: BaseException | None = None
         self.feeding = True
-        """Whether items still wait for a place in the window: no other shard need be claimed."""
+        """Whether items still wait for a place in the window: no other shard of this account need be claimed."""
+        self.flow = lease.flow
 
     def stop(self, seconds: float) -> None:
         """Start no more items, give those in flight so many seconds, then release the shard."""
@@ -51,26 +62,46 @@ class ShardRun:
 
     async def run(self) -> None:
         """Until every item is committed, the job stops, the lease is lost, or `stop()` ran out."""
-        items = await asyncio.to_thread(self._files.items, self._lease.first, self._lease.count)
-        feeder = asyncio.create_task(self._feed([item for item in items if item.index not in self._lease.done]))
         verdict: Verdict | None = None
+        how: Literal["idle", "crashed", "cured"] = "crashed"  # unless it turns out otherwise
+        feeder: asyncio.Task[None] | None = None
         try:
+            plan = await asyncio.to_thread(self._files.plan, self._lease.first, self._lease.count)
+            items = [index for index in plan if index not in self._lease.done]
+            self._left = len(items)
+            feeder = asyncio.create_task(self._feed(items))
             with self._files.segment(self._lease.segment) as segment:
                 verdict = await self._commit_until_over(segment, feeder)
+            how = "cured" if self._cured else "idle"
+        except (LedgerUnavailable, StorageError, asyncio.CancelledError):
+            how = "idle"
+            raise
         finally:
-            feeder.cancel()
-            for request in self._requests:
-                request.cancel()
-            await asyncio.gather(feeder, *self._requests, return_exceptions=True)
-            self.feeding = False
+            await self._end(feeder)
             if verdict in {None, Verdict.GO, Verdict.STOP}:
-                await self._release()
+                await self._release(how)
         logger.debug("shard_over", job=self._lease.job, shard=self._lease.unit, verdict=verdict)
 
-    async def _feed(self, items: list[Item]) -> None:
-        for item in items:
+    async def _end(self, feeder: asyncio.Task[None] | None) -> None:
+        tasks = [*self._requests, *([feeder] if feeder else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.feeding = False
+
+    async def _feed(self, items: list[int]) -> None:
+        """Start the items, each when there is room for it in memory and a place in the window."""
+        for index in items:
+            await self._room.acquire()
+            if self._alone and not await self._may_run(index):
+                break
             await self._window.acquire()
-            if self._stop_after is not None:
+            try:
+                item = await asyncio.to_thread(self._files.item, index) if self._stop_after is None else None
+            except BaseException:
+                self._window.release()
+                raise
+            if item is None:
                 self._window.release()
                 break
             request = asyncio.create_task(self._one(item))
@@ -78,6 +109,21 @@ class ShardRun:
             request.add_done_callback(self._request_over)
         self.feeding = False
         self._on_fed()
+
+    async def _may_run(self, index: int) -> bool:
+        """In quarantine: note that the item runs now. One that is to blame gets its record, and the others leave."""
+        deaths = await self._ledger.begin(self._lease, index)
+        if deaths is None:
+            return False
+        if deaths < _POISON:
+            return True
+        item = await asyncio.to_thread(self._files.item, index)
+        message = f"The worker died {deaths} times while it worked on this item."
+        request_id = f"{self._lease.job}-{index}"
+        error = {"code": "worker_crashed", "message": message}
+        self._finished.put_nowait(Record(index, item.id, 0, request_id, error=error))
+        self._cured = True
+        return False
 
     async def _one(self, item: Item) -> None:
         self._finished.put_nowait(await self._requester.run(item, self._lease))
@@ -93,10 +139,13 @@ class ShardRun:
         """Commit what is finished at least once a second, which also renews the lease and hears of a cancellation."""
         clock = asyncio.get_running_loop().time
         while True:
-            over = self._stop_after is not None and (clock() >= self._stop_after or not self._requests)
+            stopped = self._stop_after is not None and (clock() >= self._stop_after or not self._requests)
+            over = stopped or (self._cured and not self._requests)
             records = await self._collect(0 if over else _COMMIT_SECONDS)
             length = await asyncio.to_thread(segment.append, records) if records else segment.length
             verdict = await self._commit(records, length)
+            for _ in records:
+                self._room.release()
             if verdict is not Verdict.GO or over:
                 return verdict
             if self._fault:
@@ -107,10 +156,12 @@ class ShardRun:
     async def _collect(self, seconds: float) -> list[Record]:
         """What finishes within `seconds`, or the first `_COMMIT_ITEMS` of it; with 0, all that has finished."""
         records: list[Record] = []
+        most = 1 if self._alone else min(self._left, _COMMIT_ITEMS) or 1
         try:
             async with asyncio.timeout(seconds):
-                while len(records) < _COMMIT_ITEMS or not seconds:
+                while len(records) < most or not seconds:
                     records.append(await self._finished.get())
+                    self._left -= 1
         except TimeoutError:
             pass  # the time is up: what came is the batch
         return records
@@ -126,8 +177,8 @@ class ShardRun:
                     raise
                 await asyncio.sleep(_COMMIT_SECONDS)
 
-    async def _release(self) -> None:
+    async def _release(self, how: Literal["idle", "crashed", "cured"]) -> None:
         try:
-            await self._ledger.release(self._lease)
+            await self._ledger.release(self._lease, how)
         except LedgerUnavailable as error:
             logger.warning("release_failed", job=self._lease.job, shard=self._lease.unit, reason=str(error))

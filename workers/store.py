@@ -4,30 +4,38 @@
       job.json       what was asked for
       input.jsonl    one canonical item per line: {"id", "body"}; immutable
       input.index    offset of each line, 8 bytes little-endian, and the total length last
+      cancelled      there once its owner has cancelled it
       seg/<unit>.<epoch>.<owner>   finished items of one lease: crc32 in hex, a space, the record, a newline
       output.jsonl, error.jsonl    written once by the finalizer, in input order
+      outcome.json   written after them: how the job ended
 
 Whatever is acknowledged was fsynced before, and its directory too. Raises StorageError.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import secrets
 import shutil
 import struct
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, BinaryIO
 
 import orjson
+from pydantic import ValidationError
 
 from workers import durable
 from workers.errors import NoSuchJob, StorageError
-from workers.job import Item, JobSpec, Record, is_id
+from workers.job import Item, JobSpec, Outcome, Record, is_id
+from workers.segment import Segment, age, decode, encode
 
 _OFFSET = struct.Struct("<Q")
+OUTCOME = "outcome.json"
+_INPUT = "The job's input can't be read"
 
 
 class JobFiles:
@@ -45,59 +53,146 @@ class JobFiles:
 
         `items` are encoded with `encode_item`.
         """
-        draft = self.path.with_suffix(".draft")
-        with _storage("The job can't be stored"):
-            try:
-                durable.make_directory(draft / "seg")
-                offset, offsets = 0, bytearray()
-                with durable.new_file(draft / "input.jsonl") as lines:
-                    for line in items:
-                        offsets += _OFFSET.pack(offset)
-                        durable.write_all(lines, line)
-                        offset += len(line)
-                with durable.new_file(draft / "input.index") as index:
-                    durable.write_all(index, bytes(offsets + _OFFSET.pack(offset)))
-                durable.replace(draft / "job.json", orjson.dumps(spec.model_dump()))
-                draft.rename(self.path)
-                durable.sync_directory(self.path.parent)
-            except OSError:
-                shutil.rmtree(draft, ignore_errors=True)
-                raise
+        with self.draft() as draft:
+            for line in items:
+                draft.add(line)
+            draft.publish(spec)
+
+    @contextmanager
+    def draft(self) -> Iterator[Draft]:
+        """A new job's files, item by item; gone again on the way out unless they were published."""
+        path = self.path.with_suffix(".draft")
+        try:
+            with durable.storage("The job can't be stored"):
+                durable.make_directory(path / "seg")
+                with durable.new_file(path / "input.jsonl") as lines:
+                    yield Draft(path, self.path, lines)
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
     def remove(self) -> None:
         """Forget a job that was not accepted."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        for path in (self.path, self.path.with_suffix(".draft")):
+            shutil.rmtree(path, ignore_errors=True)
 
     def spec(self) -> JobSpec:
         """What was asked for."""
-        with _storage("The job can't be read"):
+        with durable.storage("The job can't be read"):
             return JobSpec.model_validate_json((self.path / "job.json").read_bytes())
 
-    def items(self, first: int, count: int) -> list[Item]:
-        """`count` items of the input from `first` on."""
-        size = _OFFSET.size
-        with _storage("The job's input can't be read"), (self.path / "input.index").open("rb") as index:
-            index.seek(first * size)
-            offsets = [value for (value,) in _OFFSET.iter_unpack(index.read((count + 1) * size))]
-            with (self.path / "input.jsonl").open("rb") as lines:
-                lines.seek(offsets[0])
-                data = lines.read(offsets[-1] - offsets[0])
-        parsed = [orjson.loads(line) for line in data.splitlines()]
-        return [Item(first + at, line["id"], line["body"]) for at, line in enumerate(parsed)]
+    def plan(self, first: int, count: int) -> list[int]:
+        """In which order to run items: those that begin alike together, for the engine's prefix cache.
+
+        Groups stand in the order of their first item, items in input order. One item at a time is in memory.
+        """
+        groups: dict[bytes, list[int]] = {}
+        with self._input() as (lines, offsets):
+            spans = offsets(first, count)
+            lines.seek(spans[0])
+            for at in range(count):
+                line = lines.read(spans[at + 1] - spans[at])
+                groups.setdefault(_prefix(orjson.loads(line)["body"]), []).append(first + at)
+        return [index for group in groups.values() for index in group]
+
+    def item(self, index: int) -> Item:
+        """One item of the input."""
+        with self._input() as (lines, offsets):
+            begin, end = offsets(index, 1)
+            lines.seek(begin)
+            line = orjson.loads(lines.read(end - begin))
+        return Item(index, line["id"], line["body"])
+
+    def ids(self) -> Iterator[str]:
+        """Every item's id, in input order."""
+        with durable.storage(_INPUT), (self.path / "input.jsonl").open("rb") as lines:
+            for line in lines:
+                yield orjson.loads(line)["id"]
+
+    def discard(self) -> None:
+        """Delete all of it: gone at once for everybody, then from the disk."""
+        trash = self.path.parents[2] / "trash"
+        with durable.storage("The job can't be deleted"):
+            durable.make_directory(trash)
+            with suppress(FileNotFoundError):
+                self.path.rename(trash / f"{self.path.name}.{secrets.token_hex(4)}")
+                durable.sync_directory(self.path.parent)
+        empty(trash)
+
+    @contextmanager
+    def _input(self) -> Iterator[tuple[BinaryIO, Callable[[int, int], list[int]]]]:
+        with (
+            durable.storage(_INPUT),
+            (self.path / "input.index").open("rb") as index,
+            (self.path / "input.jsonl").open("rb") as lines,
+        ):
+
+            def offsets(first: int, count: int) -> list[int]:
+                index.seek(first * _OFFSET.size)
+                return [value for (value,) in _OFFSET.iter_unpack(index.read((count + 1) * _OFFSET.size))]
+
+            try:
+                yield lines, offsets
+            except (ValueError, KeyError):
+                raise StorageError(f"The input of {self.path.name} is damaged.") from None
+
+    def cancel(self) -> None:
+        """Make its owner's wish to end it durable."""
+        with durable.storage("The job can't be cancelled"):
+            durable.replace(self.path / "cancelled", b"")
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether its owner wished it to end."""
+        return (self.path / "cancelled").exists()
+
+    def write_outcome(self, outcome: Outcome) -> None:
+        """The job is over, for good; its result files are in place."""
+        with durable.storage("The job's outcome can't be written"):
+            durable.replace(self.path / OUTCOME, outcome.model_dump_json().encode())
+
+    def outcome(self) -> Outcome | None:
+        """How it ended; None as long as it has not."""
+        try:
+            return Outcome.model_validate_json((self.path / OUTCOME).read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            raise StorageError(f"The outcome of {self.path.name} can't be read.") from error
 
     def segment(self, name: str) -> Segment:
         """A segment file to append to."""
         return Segment(self.path / "seg" / name)
 
     def committed(self, segments: Mapping[str, int]) -> dict[int, Record]:
-        """Records in the committed parts of a shard's segments, by item index."""
+        """Records in the committed parts of a shard's segments by item index, in the order in which they finished."""
         found: dict[int, Record] = {}
-        for name, length in segments.items():
-            with _storage("The job's results can't be read"), (self.path / "seg" / name).open("rb") as file:
-                for line in file.read(length).splitlines():
-                    record = _decode(line)
-                    found.setdefault(record.index, record)
+        for name in sorted(segments, key=age):
+            with durable.storage("The job's results can't be read"), (self.path / "seg" / name).open("rb") as file:
+                for line in file.read(segments[name]).splitlines():
+                    record = decode(line)
+                    found.setdefault(record.index, replace(record, nth=len(found)))
         return found
+
+    def surviving(self) -> Iterator[tuple[int, str, list[Record], int]]:
+        """Shard, segment name, records and valid length of every segment on the disk, oldest leases first.
+
+        What follows a torn or damaged line is not valid.
+        """
+        names = [path.name for path in (self.path / "seg").glob("*.*.*")]
+        for name in sorted(names, key=age):
+            records: list[Record] = []
+            length = 0
+            with durable.storage("The job's results can't be read"), (self.path / "seg" / name).open("rb") as file:
+                for line in file:
+                    try:
+                        record = decode(line)
+                    except (StorageError, ValueError):
+                        break
+                    if not line.endswith(b"\n"):
+                        break
+                    records.append(record)
+                    length += len(line)
+            yield int(name.split(".")[0]), name, records, length
 
     def merge(self, records: Iterable[Record], owner: str) -> Callable[[], None]:
         """Write output.jsonl and error.jsonl from records in input order, as drafts that nobody else writes.
@@ -107,29 +202,43 @@ class JobFiles:
         drafts = {path: path.with_suffix(f".{owner}.draft") for path in (self.output, self.errors)}
         output, errors = drafts.values()
         with (
-            _storage("The job's results can't be written"),
+            durable.storage("The job's results can't be written"),
             durable.new_file(output) as good,
             durable.new_file(errors) as bad,
         ):
             for record in records:
-                durable.write_all(good if record.ok else bad, _encode(record) + b"\n")
+                durable.write_all(good if record.ok else bad, encode(record) + b"\n")
 
         def publish() -> None:
-            with _storage("The job's results can't be put into place"):
+            with durable.storage("The job's results can't be put into place"):
                 for path, draft in drafts.items():
                     draft.rename(path)
                 durable.sync_directory(self.path)
 
         return publish
 
+    def drop_drafts(self) -> None:
+        """Of finalizers that crashed or were overtaken."""
+        for draft in self.path.glob("*.draft"):
+            draft.unlink(missing_ok=True)
+
     def drop_segments(self) -> None:
         """The result files have replaced them."""
         shutil.rmtree(self.path / "seg", ignore_errors=True)
 
+    def completed(self) -> set[int]:
+        """Items of a finished job that have a result."""
+        with durable.storage("The job's results can't be read"), self.output.open("rb") as lines:
+            return {decode(line).index for line in lines}
+
     def results(self, after: int) -> Iterator[Record]:
         """Records of a finished job in input order, from the one after index `after` on."""
-        with _storage("The job's results can't be read"), self.output.open("rb") as good, self.errors.open("rb") as bad:
-            sides = [(_decode(line) for line in file) for file in (good, bad)]
+        with (
+            durable.storage("The job's results can't be read"),
+            self.output.open("rb") as good,
+            self.errors.open("rb") as bad,
+        ):
+            sides = [(decode(line) for line in file) for file in (good, bad)]
             waiting = [next(side, None) for side in sides]
             while any(waiting):
                 at = min((record.index, side) for side, record in enumerate(waiting) if record)[1]
@@ -139,33 +248,41 @@ class JobFiles:
                 waiting[at] = next(sides[at], None)
 
 
-class Segment:
-    """An append-only file of finished items. `append` returns only when they are on the disk."""
+class Draft:
+    """The input of a job that is not there yet. Raises StorageError."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, target: Path, lines: int) -> None:
         self._path = path
-        self._file: int | None = None
-        self.length = 0
+        self._target = target
+        self._lines = lines
+        self._offset = 0
+        self._offsets = bytearray()
+        self.count = 0
+        """Items so far."""
 
-    def __enter__(self) -> Self:
-        return self
+    def add(self, line: bytes) -> None:
+        """One more item, encoded with `encode_item`."""
+        self._offsets += _OFFSET.pack(self._offset)
+        durable.write_all(self._lines, line)
+        self._offset += len(line)
+        self.count += 1
 
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+    def publish(self, spec: JobSpec, outcome: Outcome | None = None) -> None:
+        """Make all of it durable and the job appear, whole; with an outcome if it is over before it begins."""
+        os.fsync(self._lines)
+        with durable.new_file(self._path / "input.index") as index:
+            durable.write_all(index, bytes(self._offsets + _OFFSET.pack(self._offset)))
+        durable.replace(self._path / "job.json", orjson.dumps(spec.model_dump()))
+        if outcome is not None:
+            durable.replace(self._path / OUTCOME, outcome.model_dump_json().encode())
+        self._path.rename(self._target)
+        durable.sync_directory(self._target.parent)
 
-    def append(self, records: Sequence[Record]) -> int:
-        """Write and fdatasync; returns the file's durable length in bytes."""
-        data = b"".join(_encode(record) + b"\n" for record in records)
-        with _storage("Results can't be written"):
-            if self._file is None:
-                self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
-                durable.sync_directory(self._path.parent)
-            durable.write_all(self._file, data)
-            os.fdatasync(self._file)
-        self.length += len(data)
-        return self.length
+
+def empty(trash: Path) -> None:
+    """Remove what was deleted."""
+    for entry in trash.glob("*"):
+        shutil.rmtree(entry, ignore_errors=True)
 
 
 def encode_item(item_id: str, body: dict[str, object]) -> bytes:
@@ -173,21 +290,14 @@ def encode_item(item_id: str, body: dict[str, object]) -> bytes:
     return orjson.dumps({"id": item_id, "body": body}) + b"\n"
 
 
-def _encode(record: Record) -> bytes:
-    line = orjson.dumps(record)
-    return b"%08x %s" % (zlib.crc32(line), line)
+_PREFIX_BYTES = 512
 
 
-def _decode(line: bytes) -> Record:
-    crc, _, data = line.rstrip(b"\n").partition(b" ")
-    if int(crc, 16) != zlib.crc32(data):
-        raise StorageError("A stored result is damaged: its checksum does not match.")
-    return Record(**orjson.loads(data))
-
-
-@contextmanager
-def _storage(what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"{what}: {error.strerror or error}.") from error
+def _prefix(body: dict[str, Any]) -> bytes:
+    """What the prompts of a group have in common: all messages but the last, or the beginning of the text."""
+    said = body.get("messages") or body.get("input") or body.get("prompt")
+    if isinstance(said, list) and said and isinstance(said[0], dict):
+        shared: object = [body.get("tools"), body.get("instructions"), said[:-1]]
+    else:
+        shared = [body.get("instructions"), str(said)[:_PREFIX_BYTES]]
+    return hashlib.blake2b(orjson.dumps(shared), digest_size=16).digest()

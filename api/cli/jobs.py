@@ -22,7 +22,15 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, job_…")
 
 @app.command()
 def submit(
-    file: Annotated[Path, typer.Argument(help="The body of POST /jobs as JSON; - for standard input.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="The body of POST /jobs as JSON (- for standard input); *.ndjson: the job, then an item a line."
+        ),
+    ],
+    once: Annotated[
+        str, typer.Option(metavar="KEY", help="Idempotency-Key: submitting again with the same one gives the same job.")
+    ] = "",
     follow: Annotated[bool, typer.Option("--watch", help="Show progress until the job is over.")] = False,
     url: Url = None,
     key: ApiKey = "",
@@ -31,12 +39,14 @@ def submit(
 
     async def run() -> None:
         async with client_of(url, key) as client:
-            job = await client.json("POST", "/jobs", content=body, headers={"content-type": "application/json"})
+            headers = {"content-type": kind, **({"idempotency-key": once} if once else {})}
+            job = await client.json("POST", "/jobs", content=body, headers=headers)
             out.print(job["id"])
             over = await _follow(client, job["id"]) if follow else None
         if over and not over["counts"]["completed"]:
             fail(f"No item of the job succeeded; it is {over['status']}.")
 
+    kind = "application/x-ndjson" if file.suffix in {".ndjson", ".jsonl"} else "application/json"
     with errors_for_people():
         try:
             body = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
@@ -112,6 +122,39 @@ def cancel(job: JobId, url: Url = None, key: ApiKey = "") -> None:
         asyncio.run(run())
 
 
+@app.command()
+def retry(
+    job: JobId,
+    follow: Annotated[bool, typer.Option("--watch", help="Show progress until the new job is over.")] = False,
+    url: Url = None,
+    key: ApiKey = "",
+) -> None:
+    """Run the items that did not complete again, as another job; prints its id."""
+
+    async def run() -> None:
+        async with client_of(url, key) as client:
+            made = await client.json("POST", f"/jobs/{job}/retry")
+            out.print(made["id"])
+            if follow:
+                await _follow(client, made["id"])
+
+    with errors_for_people():
+        asyncio.run(run())
+
+
+@app.command()
+def delete(job: JobId, url: Url = None, key: ApiKey = "") -> None:
+    """Delete a job that is over, with its input and results."""
+
+    async def run() -> None:
+        async with client_of(url, key) as client:
+            await client.json("DELETE", f"/jobs/{job}")
+        out.print(f"{job} is deleted")
+
+    with errors_for_people():
+        asyncio.run(run())
+
+
 async def _follow(client: VelocityClient, job: str) -> dict[str, Any]:
     """Watch a job, say how to look again when that is broken off, and where its errors are."""
     try:
@@ -120,5 +163,9 @@ async def _follow(client: VelocityClient, job: str) -> dict[str, Any]:
         err.print(f"The job goes on. To look again: velocity jobs show {job} --watch", soft_wrap=True)
         raise
     if over["counts"]["failed"]:
-        err.print(f"{over['counts']['failed']} failed; the reasons: velocity jobs results {job}", soft_wrap=True)
+        err.print(
+            f"{over['counts']['failed']} failed; the reasons: velocity jobs results {job}; "
+            f"again: velocity jobs retry {job}",
+            soft_wrap=True,
+        )
     return over

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+from typing import Annotated
+
 import typer
 import uvloop
 
-from api.cli import chat, demo, engine, jobs, keys, up, usage
+from api.cli import chat, demo, engine, jobs, keys, up, usage, webhooks
 from api.cli.terminal import errors_for_people, load_settings
 from api.server import serve
 from engine import log
 from workers import process
+from workers.job import LANE, QUARANTINE
 
 _HELP = "One vLLM engine, put to full use: chat that streams as if it were idle, bulk jobs from all the rest."
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=_HELP)
 app.add_typer(keys.app, name="keys")
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(engine.app, name="engine")
 app.command()(up.up)
 app.command()(chat.chat)
 app.command()(usage.usage)
 app.command()(demo.demo)
+
+
+class Lane(StrEnum):
+    """Which shards a worker takes."""
+
+    BULK = LANE
+    QUARANTINE = QUARANTINE
 
 
 @app.command()
@@ -33,12 +45,14 @@ def api() -> None:
 
 
 @app.command()
-def worker() -> None:
+def worker(
+    lane: Annotated[Lane, typer.Option(help="quarantine: what killed other workers, one item at a time.")] = Lane.BULK,
+) -> None:
     """Run one bulk worker, configured by VELOCITY_… variables."""
     with errors_for_people():
         settings = load_settings()
         log.configure(settings, "worker")
-        process.run(settings)
+        process.run(settings, lane)
 
 
 def main() -> None:

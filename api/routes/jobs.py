@@ -3,47 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Path, Query, Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi import APIRouter, Header, Path, Query, Request
+from fastapi.responses import StreamingResponse
 
-from api.asgi import read_body
+from api.errors import ApiError
 from api.gateway import Gateway
-from api.job_input import parse_job
+from api.job_events import Events
 from api.job_results import Results, record_line
+from api.job_retry import retry
 from api.keys import Key
-from api.metrics import Refusal
-from workers.errors import LedgerUnavailable, QuotaExceeded
-from workers.job import BulkQuota, JobState
+from api.submission import ring
+from workers.job import JobState
+from workers.progress import seconds_left
+from workers.retention import delete
 from workers.store import JobFiles
 
 router = APIRouter(prefix="/jobs")
 
-JobId = Annotated[str, Path(pattern=r"^job_[0-9a-f]{32}$")]
-
-
-@router.post("", status_code=202)
-async def submit(request: Request) -> JSONResponse:
-    """Accept a job: 202 once it is on the disk and in the ledger."""
-    gateway, key = _context(request)
-    body = await read_body(request.receive, gateway.settings.max_job_bytes, gateway.settings.body_timeout)
-    spec, items = await parse_job(body, key, gateway)
-    quota = BulkQuota(key.bulk_jobs or 0, key.bulk_items or 0, key.bulk_tokens or 0)
-    files = JobFiles(gateway.settings.data_dir, key.tenant, spec.id)
-    try:
-        await gateway.ledger.require_room(spec, quota)
-        await asyncio.to_thread(files.create, spec, items)
-        await gateway.ledger.submit(spec, quota)
-    except QuotaExceeded as error:  # the second time if others came first: then the files go again
-        await asyncio.to_thread(files.remove)
-        gateway.metrics.refused(Refusal(f"bulk_{error.what}"))
-        raise
-    await _ring(gateway, pending=-(-spec.total // spec.shard_items))
-    return JSONResponse(job_view(await gateway.ledger.job(key.tenant, spec.id)), status_code=202)
+JobId = Annotated[str, Path(pattern=r"^(job|batch)_[0-9a-f]{32}$")]
 
 
 @router.get("")
@@ -64,17 +46,63 @@ async def list_jobs(
 async def show(request: Request, job_id: JobId) -> dict[str, Any]:
     """One job."""
     gateway, key = _context(request)
-    return job_view(await gateway.ledger.job(key.tenant, job_id))
+    return await current_view(gateway, await gateway.ledger.job(key.tenant, job_id))
+
+
+@router.delete("/{job_id}")
+async def delete_job(request: Request, job_id: JobId) -> dict[str, Any]:
+    """Delete a job that is over, with its input and results."""
+    gateway, key = _context(request)
+    job = await gateway.ledger.job(key.tenant, job_id)
+    if not job.status.terminal:
+        raise ApiError(
+            409, f"{job_id} is {job.status.value}. Cancel it first; it can be deleted once it is over.",
+            code="job_not_over", headers=((b"x-should-retry", b"false"),),
+        )  # fmt: skip
+    await delete(gateway.ledger, gateway.settings.data_dir, key.tenant, job_id)
+    return {"id": job_id, "object": "job", "deleted": True}
+
+
+@router.post("/{job_id}/retry", status_code=202)
+async def retry_failed(request: Request, job_id: JobId) -> dict[str, Any]:
+    """Run the items that did not complete again, as another job. Asking twice gives the same one."""
+    gateway, key = _context(request)
+    return await current_view(gateway, await retry(gateway, key, await gateway.ledger.job(key.tenant, job_id)))
+
+
+@router.get("/{job_id}/events")
+async def events(
+    request: Request, job_id: JobId, last_event_id: Annotated[str | None, Header()] = None
+) -> StreamingResponse:
+    """Server-sent events: `progress`, each finished `item` as it comes, at the end `done`.
+
+    A client that comes back with Last-Event-ID goes on after the last item that it saw.
+    """
+    gateway, key = _context(request)
+    job = await gateway.ledger.job(key.tenant, job_id)
+
+    async def view(state: JobState) -> dict[str, Any]:
+        return await current_view(gateway, state)
+
+    async def still_allowed() -> None:
+        await gateway.keys.authenticate(request.headers.get("authorization", "").encode() or None)
+
+    stream = Events(gateway.ledger, gateway.settings.data_dir, job, view, last_event_id)
+    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+    return StreamingResponse(
+        stream.stream(still_allowed, gateway.settings.ping_interval), media_type="text/event-stream", headers=headers
+    )
 
 
 @router.post("/{job_id}/cancel")
 async def cancel(request: Request, job_id: JobId) -> dict[str, Any]:
     """Stop a job; what is finished is kept. Cancelling one that is over changes nothing."""
     gateway, key = _context(request)
-    await gateway.ledger.job(key.tenant, job_id)
-    await gateway.ledger.cancel(job_id)
-    await _ring(gateway, pending=1)
-    return job_view(await gateway.ledger.job(key.tenant, job_id))
+    if not (await gateway.ledger.job(key.tenant, job_id)).status.terminal:
+        await asyncio.to_thread(JobFiles(gateway.settings.data_dir, key.tenant, job_id).cancel)
+        await gateway.ledger.cancel(job_id)
+        await ring(gateway, pending=1)
+    return await current_view(gateway, await gateway.ledger.job(key.tenant, job_id))
 
 
 @router.get("/{job_id}/results")
@@ -96,20 +124,31 @@ async def results(request: Request, job_id: JobId, after: Annotated[int, Query(g
 
 def job_view(job: JobState) -> dict[str, Any]:
     """A job as clients see it. Times are unix seconds or null."""
-    names = ("created_at", "in_progress_at", "finalizing_at", "completed_at", "cancelled_at", "expired_at")
+    names = (
+        "created_at", "in_progress_at", "finalizing_at", "completed_at", "cancelled_at", "expired_at", "failed_at",
+    )  # fmt: skip
+    webhook = job.webhook and {
+        "url": job.webhook, "status": job.webhook_status or "pending", "attempts": job.webhook_attempts,
+        "error": job.webhook_error,
+    }  # fmt: skip
     return {
         "id": job.id, "object": "job", "name": job.name, "status": job.status.value, "model": job.model,
         "endpoint": job.endpoint,
         "counts": {"total": job.total, "completed": job.completed, "failed": job.failed},
         "usage": {"input_tokens": job.input_tokens, "output_tokens": job.output_tokens},
+        "priority": job.priority, "metadata": job.metadata, "completion_window": job.completion_window,
+        "expires_at": job.deadline, "retry_of": job.retry_of, "retried_by": job.retried_by, "webhook": webhook,
         **{name: job.times.get(name) for name in names},
     }  # fmt: skip
 
 
-async def _ring(gateway: Gateway, pending: int) -> None:
-    """Wake workers now. If that fails the sweeper does it later: the job is accepted all the same."""
-    with suppress(LedgerUnavailable):
-        await gateway.sweeper.ring(pending)
+async def current_view(gateway: Gateway, job: JobState) -> dict[str, Any]:
+    """The same with `estimated_completion`: unix seconds, or null as long as nobody can say."""
+    seconds = None
+    if not job.status.terminal:
+        queued, rate = await gateway.ledger.bulk()
+        seconds = seconds_left(job.left, job.rate, queued, rate)
+    return {**job_view(job), "estimated_completion": None if seconds is None else round(time.time() + seconds)}
 
 
 def _context(request: Request) -> tuple[Gateway, Key]:

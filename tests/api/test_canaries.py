@@ -10,7 +10,7 @@ import io
 import logging
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -23,13 +23,13 @@ from api.settings import ApiSettings
 from engine import log
 from tests.api.conftest import Door, front_door
 from tests.api.test_security_wire import HOST, bearer, statuses, talk
-from tests.fake_engine import FakeEngine, _Connection
+from tests.fake_engine import Connection, FakeEngine, serving
 
 WORD = "tw33t"
 """The mark. It stands in no source line, since those are in tracebacks."""
 
 
-class Parrot(_Connection):
+class Parrot(Connection):
     """An engine that quotes what it was asked, in every way to fail that it has."""
 
     async def _generate(self, request: dict[str, Any]) -> None:
@@ -54,13 +54,8 @@ class Parrot(_Connection):
             await super()._generate(request)
 
 
-@asynccontextmanager
-async def parrot() -> AsyncIterator[FakeEngine]:
-    running = FakeEngine()
-    server = await asyncio.get_running_loop().create_server(lambda: Parrot(running), "127.0.0.1", 0)
-    running.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    yield running
-    server.close()
+def parrot() -> AbstractAsyncContextManager[FakeEngine]:
+    return serving(FakeEngine(), Parrot)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from api.key_store import Keys
 from api.limits.limiter import Limiter
 from api.passthrough import Passthrough
 from api.relay import Relay
-from api.routes import admin, jobs
+from api.routes import admin, submit
 from api.settings import ApiSettings
 from api.usage import UsageFilter
 from tests.api.conftest import Door, front_door
@@ -87,7 +87,7 @@ PLACES: list[tuple[object, str, Any, str]] = [
     (Passthrough, "_relay", fail_later, "/v1/chat/completions"), (Relay, "start", fail_later, "/v1/chat/completions"),
     (Passthrough, "_whole", fail_later, "/v1/embeddings"), (UsageFilter, "feed", fail, "/v1/chat/completions"),
     (Passthrough, "_account", fail, "/v1/chat/completions"), (Limiter, "settle", fail_later, "/v1/responses"),
-    (jobs, "parse_job", fail_later, "/jobs"), (JobFiles, "create", fail, "/jobs"), (jobs, "job_view", fail, "/jobs"),
+    (submit, "split_job", fail, "/jobs"), (JobFiles, "draft", fail, "/jobs"), (submit, "current_view", fail_later, "/jobs"),
     (Keys, "create", fail_later, "/admin/keys"), (admin, "key_view", fail, "/admin/keys"),
     (Keys, "authenticate", fail_later, "/jobs"), (Gate, "add_headers", fail_later, "/jobs"),
     (Gate, "account", fail, "/jobs"),
@@ -144,7 +144,7 @@ async def test_a_fault_while_a_refusal_is_told(door: Door, logs: io.StringIO) ->
             async def refuse(*_: Any, refusal: Exception = refusal) -> NoReturn:
                 raise refusal
 
-            patch.setattr(jobs, "parse_job", refuse)
+            patch.setattr(submit, "require_room", refuse)
             patch.setattr(app, "_response", stumble)
             await ask(door, door.key, "/jobs", JOB)
     with pytest.MonkeyPatch.context() as patch:

@@ -6,8 +6,6 @@ import asyncio
 import os
 import re
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import pytest
 from api.keys import Scope
 from api.settings import ApiSettings
 from tests.api.conftest import Door, front_door
-from tests.fake_engine import MODEL, FakeEngine, _Connection
+from tests.fake_engine import MODEL, Connection, FakeEngine, serving
 
 SECONDS = int(os.environ.get("VELOCITY_FUZZ_SECONDS", "60"))
 LONG = "VELOCITY_FUZZ_SECONDS" in os.environ
@@ -28,7 +26,7 @@ CHECKS = (
 )  # fmt: skip
 
 
-class _Wary(_Connection):
+class _Wary(Connection):
     """Refuses what the real engine would refuse, where the fake would trip over it."""
 
     async def _generate(self, request: dict[str, Any]) -> None:
@@ -41,17 +39,6 @@ class _Wary(_Connection):
         else:
             error = {"message": "no", "type": "BadRequestError", "param": None, "code": 400}
             self.answer(400, orjson.dumps({"error": error}))
-
-
-@asynccontextmanager
-async def wary_engine() -> AsyncIterator[FakeEngine]:
-    engine = FakeEngine()
-    server = await asyncio.get_running_loop().create_server(lambda: _Wary(engine), "127.0.0.1", 0)
-    engine.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
-        yield engine
-    finally:
-        server.close()
 
 
 async def hidden_key(door: Door) -> str:
@@ -95,7 +82,7 @@ async def schemathesis(document: Path, url: str, key: str, seed: list[str]) -> t
 
 @pytest.mark.timeout(SECONDS + 200)
 async def test_nothing_that_is_sent_makes_it_fail(settings: ApiSettings, tmp_path: Path) -> None:
-    async with wary_engine() as engine:
+    async with serving(FakeEngine(), _Wary) as engine:
         # Patience, since a 503 would be taken for a fault, and the two processes may share one slow machine.
         patient = {"limiter_timeout": 20.0, "api_redis_timeout": 20.0, "stall_timeout": 20.0, "total_timeout": 20.0}
         changed = {"engine_url": engine.url, "docs": True, **patient}

@@ -60,7 +60,7 @@ async def test_failed_items_are_told_apart(door: Door) -> None:
     assert (await state(door, job_id))["counts"] == {"total": 3, "completed": 2, "failed": 1}
     lines = await results(door, job_id)
     assert [line["status"] for line in lines] == ["completed", "failed", "completed"]
-    assert lines[1]["error"] == {"code": "invalid_request", "message": "scripted refusal"}
+    assert lines[1]["error"] == {"type": "BadRequestError", "code": "invalid_request", "message": "scripted refusal"}
 
 
 async def test_results_are_readable_while_it_runs(door: Door) -> None:

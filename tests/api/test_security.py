@@ -20,7 +20,10 @@ from tests.api.conftest import Door
 from tests.api.test_security_wire import HOST, bearer, statuses, talk
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
-IDS = {"job_id": "job_" + "0" * 32, "key_id": "0" * 12, "name": "tiny"}
+IDS = {
+    "job_id": "job_" + "0" * 32, "key_id": "0" * 12, "name": "tiny", "file_id": "file-" + "0" * 32,
+    "batch_id": "batch_" + "0" * 32,
+}  # fmt: skip
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -79,7 +82,7 @@ async def test_every_route_is_in_the_gates_table(door: Door) -> None:
     assert set(gate._ROUTES) - led == {"/openapi.json"}  # which is off
     assert {
         **dict.fromkeys((endpoint.value for endpoint in Endpoint), Scope.CHAT), "/jobs": Scope.JOBS,
-        "/admin": Scope.ADMIN, "/v1/models": None, "/v1/usage": None, "/openapi.json": None,
+        "/v1/files": Scope.JOBS, "/v1/batches": Scope.JOBS, "/webhooks": Scope.JOBS, "/admin": Scope.ADMIN, "/v1/models": None, "/v1/usage": None, "/openapi.json": None,
     } == gate._ROUTES  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +17,7 @@ from api.settings import ApiSettings
 from engine.client import Endpoint
 from tests.api.conftest import Door, front_door
 from tests.api.test_security_wire import HOST, bearer, statuses, talk
-from tests.fake_engine import FakeEngine, _Connection
+from tests.fake_engine import Connection, FakeEngine, serving
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 BODIES: dict[str, dict[str, Any]] = {
@@ -58,7 +57,7 @@ class Recorded(FakeEngine):
         return [headers for line, headers in self.heads() if line.startswith("POST ")]
 
 
-class _Recording(_Connection):
+class _Recording(Connection):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(self.engine, Recorded)
         self.place = len(self.engine.raw)
@@ -71,21 +70,10 @@ class _Recording(_Connection):
         super().data_received(data)
 
 
-@asynccontextmanager
-async def recorded_engine() -> AsyncIterator[Recorded]:
-    engine = Recorded()
-    server = await asyncio.get_running_loop().create_server(lambda: _Recording(engine), "127.0.0.1", 0)
-    engine.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
-        yield engine
-    finally:
-        server.close()
-
-
 @pytest.fixture
 async def tapped(settings: ApiSettings) -> AsyncIterator[tuple[Door, Recorded]]:
     """A front door, and all that its engine gets to see. The engine asks for a key of its own."""
-    async with recorded_engine() as engine:
+    async with serving(Recorded(), _Recording) as engine:
         changed = settings.model_copy(update={"engine_url": engine.url, "engine_api_key": SecretStr("engines-own")})
         async with front_door(changed, engine) as door:
             await door.gateway.watch.refresh()

@@ -14,6 +14,7 @@ import pytest
 
 from api.settings import ApiSettings
 from tests.api.conftest import Door, front_door
+from tests.conftest import emptied
 from tests.e2e.nginx_proxy import Nginx, Recorder, http2_connection, last_words, nginx, recording, until
 from tests.fake_engine import FakeEngine, fake_engine
 
@@ -38,8 +39,8 @@ class Site:
 async def whole_site(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     async with fake_engine() as engine:
         settings = ApiSettings(
-            redis_url=redis_url, engine_url=engine.url, data_dir=tmp_path_factory.mktemp("data"), head_wait=0.2,
-            ping_interval=0.2, shutdown_seconds=1,
+            redis_url=emptied(redis_url), engine_url=engine.url, data_dir=tmp_path_factory.mktemp("data"),
+            head_wait=0.2, ping_interval=0.2, shutdown_seconds=1,
         )  # fmt: skip
         async with front_door(settings, engine) as door:
             await until(lambda: door.gateway.watch.up)

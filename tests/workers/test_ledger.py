@@ -6,12 +6,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import cast
 
 import pytest
 from redis.asyncio import Redis
 
 from workers.errors import LedgerUnavailable, NoSuchJob
-from workers.job import FINAL, LANE, JobSpec, JobStatus, Lease, Record, new_id
+from workers.job import FINAL, LANE, JobSpec, JobStatus, Lease, Outcome, Record, new_id
 from workers.ledger import Ledger, Verdict
 from workers.redis import connect
 
@@ -20,8 +21,8 @@ LEASE = 5.0
 
 
 @pytest.fixture
-async def redis(clean_redis: str) -> AsyncIterator[Redis]:
-    client = connect(clean_redis, 5)
+async def redis(each_clean_redis: str) -> AsyncIterator[Redis]:
+    client = connect(each_clean_redis, 5)
     yield client
     await client.aclose()
 
@@ -34,8 +35,12 @@ def ledger(redis: Redis) -> Ledger:
 def spec(total: int, *, tenant: str = TENANT, deadline: int | None = None) -> JobSpec:
     return JobSpec(
         id=new_id("job"), tenant=tenant, endpoint="/v1/chat/completions", model="tiny", total=total, shard_items=8,
-        created=0, deadline=deadline,
+        created=time.time(), deadline=deadline,
     )  # fmt: skip
+
+
+def ended(completed: int = 0, failed: int = 0, status: JobStatus = JobStatus.COMPLETED) -> Outcome:
+    return Outcome(status=status, at=1, completed=completed, failed=failed)
 
 
 def records(lease: Lease, count: int | None = None, *, failed: bool = False) -> list[Record]:
@@ -69,16 +74,16 @@ async def test_a_job_from_submission_to_completion(ledger: Ledger) -> None:
     assert (state.input_tokens, state.output_tokens) == (6 + 16, 9 + 24)
     final = await claimed(ledger, FINAL)
     assert final.final
-    assert await ledger.finalize(final) == "completed"
-    assert await ledger.finalize(final) == "completed"
+    assert await ledger.finalize(final, ended(8, 4)) == "completed"
+    assert await ledger.finalize(final, ended(8, 4)) == "completed"
     assert (await ledger.job(TENANT, job.id)).status.terminal
-    assert (await ledger.sweep())[2] == 0
+    assert not any((await ledger.sweep()).pending.values())
 
 
 async def test_replayed_calls_change_nothing(ledger: Ledger) -> None:
     job = spec(8)
-    assert await ledger.submit(job)
-    assert not await ledger.submit(job)
+    assert await ledger.submit(job) == job.id
+    assert await ledger.submit(job) == job.id
     lease = await claimed(ledger)
     assert await ledger.commit(lease, records(lease, 2), 20, LEASE) is Verdict.GO
     assert await ledger.commit(lease, records(lease, 2), 20, LEASE) is Verdict.GO
@@ -96,7 +101,7 @@ async def test_a_lost_lease_goes_to_another_and_its_commits_are_refused(ledger: 
     assert frozen is not None
     await ledger.commit(frozen, records(frozen, 2), 20, 0.05)
     await asyncio.sleep(0.1)
-    assert (await ledger.sweep())[0] == 1
+    assert (await ledger.sweep()).back == 1
     successor = await claimed(ledger)
     assert successor.epoch == frozen.epoch + 1
     assert successor.done == {0, 1}
@@ -127,7 +132,7 @@ async def test_cancel_stops_what_is_pending_and_tells_what_runs(ledger: Ledger) 
     assert await ledger.release(lease)
     final = await claimed(ledger, FINAL)
     assert final.final
-    assert await ledger.finalize(final) == "cancelled"
+    assert await ledger.finalize(final, ended(1, status=JobStatus.CANCELLED)) == "cancelled"
     state = await ledger.job(TENANT, job.id)
     assert (state.status, state.completed) == (JobStatus.CANCELLED, 1)
 
@@ -135,9 +140,9 @@ async def test_cancel_stops_what_is_pending_and_tells_what_runs(ledger: Ledger) 
 async def test_a_deadline_expires_the_job(ledger: Ledger) -> None:
     job = spec(8, deadline=int(time.time()) - 1)
     await ledger.submit(job)
-    assert (await ledger.sweep())[1] == 1
+    assert (await ledger.sweep()).expired == 1
     final = await claimed(ledger, FINAL)
-    assert await ledger.finalize(final) == "expired"
+    assert await ledger.finalize(final, ended(status=JobStatus.EXPIRED)) == "expired"
 
 
 async def test_a_crashed_finalizer_is_followed_by_another(ledger: Ledger) -> None:
@@ -150,8 +155,8 @@ async def test_a_crashed_finalizer_is_followed_by_another(ledger: Ledger) -> Non
     await ledger.sweep()
     successor = await claimed(ledger, FINAL)
     assert successor.final
-    assert await ledger.finalize(crashed) == "stale"
-    assert await ledger.finalize(successor) == "completed"
+    assert await ledger.finalize(crashed, ended(8)) == "stale"
+    assert await ledger.finalize(successor, ended(8)) == "completed"
 
 
 async def test_a_small_job_need_not_wait_for_a_large_one(ledger: Ledger) -> None:
@@ -198,9 +203,17 @@ async def test_nothing_of_a_finished_job_stays_but_its_record(ledger: Ledger, re
     await ledger.submit(job)
     lease = await claimed(ledger)
     await ledger.commit(lease, records(lease), 80, LEASE)
-    await ledger.finalize(await claimed(ledger, FINAL))
+    await ledger.finalize(await claimed(ledger, FINAL), ended(8))
     left = set(await redis.keys(f"*{job.id}*"))
     assert left == {f"velocity:job:{job.id}".encode()}
+    assert await ledger.queued() == 0
+    assert await ledger.forget(TENANT, job.id) == "gone"
+    assert await ledger.forget(TENANT, job.id) == "gone"
+    lasting = {b"velocity:pending:bulk|clock", b"velocity:pending:final|clock", b"velocity:sequence", b"velocity:bulk"}
+    kept = {
+        key for key in cast("list[bytes]", await redis.keys("*")) if b":claim:" not in key and b":usage:" not in key
+    }
+    assert {key for key in kept if TENANT.encode() not in key and not key.endswith((b"|tags", b":pending"))} == lasting
 
 
 async def test_a_redis_that_is_away_is_one_kind_of_error() -> None:

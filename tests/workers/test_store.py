@@ -28,13 +28,24 @@ def record(index: int, *, ok: bool = True) -> Record:
     )
 
 
-def test_items_are_read_by_range(files: JobFiles) -> None:
-    items = files.items(8, 8)
-    assert [item.index for item in items] == list(range(8, 16))
-    assert items[3].id == "i11"
-    assert items[3].body == {"text": "ü" * 11}
-    assert [item.index for item in files.items(16, 4)] == [16, 17, 18, 19]
+def test_items_are_read_one_by_one(files: JobFiles) -> None:
+    item = files.item(11)
+    assert (item.index, item.id, item.body) == (11, "i11", {"text": "ü" * 11})
+    assert list(files.ids()) == [f"i{n}" for n in range(20)]
     assert files.spec().total == 20
+
+
+def test_items_that_begin_alike_run_together(tmp_path: Path) -> None:
+    files = JobFiles(tmp_path, new_id("tenant"), new_id("job"))
+
+    def item(system: str, user: str) -> bytes:
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        return encode_item(user, {"messages": messages})
+
+    spec = JobSpec(id=files.path.name, tenant="t", endpoint="/", model="m", total=6, shard_items=8, created=0)
+    files.create(spec, [item("abab"[n % 2] * 9, str(n)) for n in range(6)])
+    assert files.plan(0, 6) == [0, 2, 4, 1, 3, 5]
+    assert files.plan(1, 3) == [1, 3, 2]
 
 
 def test_only_the_committed_part_of_a_segment_counts(files: JobFiles) -> None:

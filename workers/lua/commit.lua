@@ -4,35 +4,30 @@
 -- Returns: 'stale' (someone else has the unit: nothing was changed), 'go', 'stop' (job is stopping), 'closed' (unit done)
 local job, unit, epoch, owner = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local segment, length = 'segment:' .. ARGV[6], tonumber(ARGV[7])
+local key = unit_key(job, unit)
 if not holds(job, unit, epoch, owner) then
   -- The replay of the commit that closed the unit is no stale one.
-  local key = unit_key(job, unit)
   if redis.call('HGET', key, 'epoch') == epoch and redis.call('HGET', key, 'state') == 'closed'
     and tonumber(redis.call('HGET', key, segment) or -1) >= length then return 'closed' end
   redis.call('INCR', ROOT .. 'stale_commits')
   return 'stale'
 end
 redis.call('ZADD', LEASES, now_ms() + tonumber(ARGV[5]), member(job, unit))
-local key, completed = unit_key(job, unit), tonumber(ARGV[10])
 if length > tonumber(redis.call('HGET', key, segment) or 0) then
-  local new = 0
-  redis.call('HSET', key, segment, int(length), 'progress', 1, 'crashes', 0)
+  local items = {}
   for i = 11, #ARGV do
-    if redis.call('SETBIT', done_key(job), ARGV[i], 1) == 0 then
-      local field = 'completed'
-      new = new + 1
-      if i > 10 + completed then
-        field = 'failed'
-        redis.call('SETBIT', failed_key(job), ARGV[i], 1)
-      end
-      redis.call('HINCRBY', job_key(job), field, 1)
-      redis.call('HINCRBY', key, 'finished', 1)
-    end
+    items[#items + 1] = ARGV[i]
+    redis.call('HDEL', key, 'deaths:' .. ARGV[i])
   end
+  redis.call('HSET', key, 'progress', 1, 'crashes', 0)
+  local new = count_items(job, unit, ARGV[6], length, items, tonumber(ARGV[10]) + 1)
+  local about = redis.call('HMGET', job_key(job), 'account', 'failed', 'most_failed')
   redis.call('HINCRBY', job_key(job), 'input_tokens', ARGV[8])
   redis.call('HINCRBY', job_key(job), 'output_tokens', ARGV[9])
-  count_usage(redis.call('HGET', job_key(job), 'account') or 'none', 'bulk_requests', new, 'bulk_input_tokens', ARGV[8],
-    'bulk_output_tokens', ARGV[9])
+  count_usage(about[1], 'bulk_requests', new, 'bulk_input_tokens', ARGV[8], 'bulk_output_tokens', ARGV[9])
+  count_recent(job_key(job), new)
+  count_recent(BULK, new)
+  if tonumber(about[3]) >= 0 and tonumber(about[2]) > tonumber(about[3]) then stop_job(job, 'failing') end
 end
 local lead = redis.call('HMGET', key, 'finished', 'count')
 if unit ~= FINAL and tonumber(lead[1] or 0) >= tonumber(lead[2]) then

@@ -1,0 +1,1 @@
+"""What a bulk job costs against the same load straight at the engine: `python -m bench.bulk`."""

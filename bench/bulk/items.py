@@ -1,0 +1,45 @@
+"""The requests of an arm: the same lengths in every arm, and no prompt twice."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+_WORDS = (
+    "time year people way day man thing woman life child world school state family student group country problem hand "
+    "part place case week company system program question work number night point home water room mother area money "
+    "story fact month lot right study book eye job word business side kind head house service friend father"
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many requests, and how long they are. With `prefixes`, that many system prompts take turns in the input."""
+
+    items: int
+    tokens: int
+    """Output tokens of each, exactly."""
+    words: int
+    prefixes: int = 0
+    prefix_words: int = 0
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Fields that all of them share."""
+        return {"max_tokens": self.tokens, "ignore_eos": True, "temperature": 0}
+
+
+def make(sizes: Sizes, salt: int) -> list[list[dict[str, str]]]:
+    """The messages of every request. Another salt makes other prompts, from their first word on, of the same length."""
+    found: list[list[dict[str, str]]] = []
+    for index in range(sizes.items):
+        user = {"role": "user", "content": f"{salt:09d} {_text(index, sizes.words)}"}
+        group = index % sizes.prefixes if sizes.prefixes else 0
+        system = {"role": "system", "content": f"{salt:09d} {group} {_text(-1 - group, sizes.prefix_words)}"}
+        found.append([system, user] if sizes.prefixes else [user])
+    return found
+
+
+def _text(seed: int, words: int) -> str:
+    return " ".join(random.Random(f"{seed}").choices(_WORDS.split(), k=words))
