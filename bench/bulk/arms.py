@@ -134,15 +134,16 @@ class Bench:
         self, session: aiohttp.ClientSession, method: str, url: str, body: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """The answer. A question that a busy machine did not answer in time (503) is asked again."""
-        headers = {"authorization": f"Bearer {self._stack.key}"}
+        headers, fault = {"authorization": f"Bearer {self._stack.key}"}, ""
         for tries_left in reversed(range(_TRIES if method == "GET" else 1)):
             async with session.request(method, url, json=body, headers=headers) as response:
                 if response.status < 400:
                     return dict(await response.json())
+                fault = f"{url} answered {response.status}: {await response.text()}"
                 if response.status != 503 or not tries_left:
                     break
             await asyncio.sleep(_POLL)
-        raise SystemExit(f"{url} answered {response.status}: {await response.text()}")
+        raise SystemExit(fault)
 
 
 def _left(job: dict[str, Any]) -> int:

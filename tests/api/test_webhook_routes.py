@@ -12,7 +12,7 @@ from ipaddress import ip_network
 import orjson
 import pytest
 
-from api.keys import Scope
+from api.keys import Scope, Terms
 from api.settings import ApiSettings
 from tests.api.conftest import Door, front_door
 from tests.fake_engine import FakeEngine
@@ -47,7 +47,7 @@ async def test_a_secret_belongs_to_a_tenant(door: Door) -> None:
     assert secret.startswith("whsec_")
     assert secret != await secret_of(door, await door.new_key())
     tenant = (await door.gateway.keys.get(door.key.split("_")[1])).tenant
-    sister = (await door.gateway.keys.create((await door.gateway.keys.all())[0], tenant))[1]
+    sister = (await door.gateway.keys.create(Terms(name="sister"), tenant))[1]
     assert secret == await secret_of(door, sister)
 
 
@@ -70,6 +70,25 @@ async def test_a_test_event_is_sent_at_once(allowing: Door, receiver: Receiver) 
     (event,) = receiver.events
     assert orjson.loads(event.body)["type"] == "webhook.test"
     assert event.signed_with(await secret_of(allowing, allowing.key))
+
+
+async def test_a_job_tells_that_it_is_over(allowing: Door, receiver: Receiver) -> None:
+    items = [{"id": str(number), "messages": [{"role": "user", "content": "hi"}]} for number in range(3)]
+    job = {"model": "tiny", "items": items, "webhook": receiver.url, "metadata": {"order": "7"}, "name": "n"}
+    async with asyncio.timeout(60), allowing.client() as client:
+        while (response := await client.post("/jobs", json=job)).status_code == 503:
+            await asyncio.sleep(0.05)  # the engine has not been seen yet
+        assert response.status_code == 202, response.text
+        await allowing.drain()
+        while not receiver.events:
+            await asyncio.sleep(0.05)
+    (event,) = receiver.events
+    assert event.id == f"evt_{response.json()['id']}"
+    assert event.signed_with(await secret_of(allowing, allowing.key))
+    content = orjson.loads(event.body)
+    assert content["type"] == "job.completed"
+    assert content["data"]["counts"] == {"total": 3, "completed": 3, "failed": 0}
+    assert content["data"]["metadata"] == {"order": "7"}
 
 
 async def test_what_went_wrong_is_answered(allowing: Door, receiver: Receiver) -> None:

@@ -101,6 +101,13 @@ async def test_the_first_to_settle_decides_unless_it_was_delivered(office: Offic
     assert await office.wait(job) is None
 
 
+async def test_nobody_is_told_before_a_job_is_over(office: Office, receiver: Receiver) -> None:
+    job = await office.over(receiver.url, "in_progress")
+    await office.sender().step()
+    assert not receiver.events
+    assert await office.wait(job) is not None
+
+
 async def test_jobs_that_are_gone_are_dropped(office: Office, receiver: Receiver) -> None:
     job, others = await office.over(receiver.url), await office.over(receiver.url)
     await office.redis.delete(f"velocity:job:{job}")

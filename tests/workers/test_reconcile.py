@@ -107,11 +107,19 @@ async def test_a_restoration_that_was_cut_off_is_begun_again(ledger: Ledger, red
     await redis.flushall()
     await ledger.hold(spec)
     assert await ledger.claim(LEASE) is None, "a held job must not start"
-    assert not await ledger.cancel(spec.id)
     assert await Reconciler(ledger, tmp_path).reconcile() == (1, 0)
     assert (await ledger.job(TENANT, spec.id)).completed == 8
     await finish(ledger, tmp_path, files)
     assert said(files) == list(range(24))
+
+
+async def test_a_wish_to_cancel_during_the_restoration_is_heeded(ledger: Ledger, tmp_path: Path, redis: Redis) -> None:
+    spec, _ = await submitted(ledger, tmp_path)
+    await redis.flushall()
+    await ledger.hold(spec)
+    assert await ledger.cancel(spec.id)
+    await ledger.open(spec.id, cancelled=False)
+    assert (await ledger.job(TENANT, spec.id)).outcome == "cancelled"
 
 
 async def test_what_was_over_is_over(ledger: Ledger, redis: Redis, tmp_path: Path) -> None:

@@ -11,5 +11,5 @@ for shard = 0, tonumber(state[1]) - 1 do
   local unit = redis.call('HMGET', unit_key(job, shard), 'finished', 'count')
   if tonumber(unit[1] or 0) >= tonumber(unit[2]) then close_shard(job, shard) else push(job, shard) end
 end
-if ARGV[2] == '1' then stop_job(job, 'cancelling') end
+if redis.call('HDEL', key, 'wish') == 1 or ARGV[2] == '1' then stop_job(job, 'cancelling') end
 return 1

@@ -176,7 +176,7 @@ local function count_items(job, unit, segment, length, items, failed_from)
   redis.call('HINCRBY', job_key(job), 'completed', new - failed)
   redis.call('HINCRBY', job_key(job), 'failed', failed)
   redis.call('HINCRBY', key, 'finished', new)
-  redis.call('HINCRBY', BULK, 'queued', -new)
+  redis.call('HINCRBY', BULK, 'queued', 0 - new) -- not -new: a negative zero is no integer
   return new
 end
 
@@ -199,7 +199,7 @@ local function let_go(job)
     local left = tonumber(redis.call('HGET', bulk_key(state[2]), back[1]) or 0) - back[2]
     if left > 0 then redis.call('HSET', bulk_key(state[2]), back[1], int(left)) else redis.call('HDEL', bulk_key(state[2]), back[1]) end
   end
-  redis.call('HINCRBY', BULK, 'queued', int(tonumber(state[5]) + tonumber(state[6]) - tonumber(state[3])))
+  redis.call('HINCRBY', BULK, 'queued', tonumber(state[5]) + tonumber(state[6]) - tonumber(state[3]))
   for shard = 0, tonumber(state[1]) - 1 do
     withdraw(job, shard)
     redis.call('ZREM', LEASES, member(job, shard))

@@ -11,6 +11,6 @@ if how == 'idle' and current then
   local item = 'deaths:' .. string.match(current, ':(.+)$')
   if redis.call('HEXISTS', key, item) == 1 then redis.call('HINCRBY', key, item, -1) end
 end
-if how == 'cured' then redis.call('HSET', key, 'lane', redis.call('HGET', job_key(job), 'lane'), 'crashes', 0) end
+if how == 'cured' and unit ~= FINAL then redis.call('HSET', key, 'lane', redis.call('HGET', job_key(job), 'lane'), 'crashes', 0) end
 give_back(job, unit, how == 'crashed')
 return 1
