@@ -23,8 +23,9 @@ from api.settings import ApiSettings
 from api.usage_store import UsageStore
 from engine import log
 from engine.client import EngineClient
-from workers.errors import LedgerUnavailable, StorageError
+from workers.errors import LedgerUnavailable, NoSuchJob, StorageError
 from workers.files import Files
+from workers.job import JobState
 from workers.ledger import Ledger
 from workers.outbox import INTERVAL, Outbox
 from workers.preflight import Preflight
@@ -32,6 +33,7 @@ from workers.pressure import Limits, Pressure
 from workers.reconcile import Reconciler
 from workers.redis import connect, connect_sync
 from workers.retention import Retention
+from workers.store import JobFiles
 from workers.sweeper import Chore, Sweeper
 from workers.webhooks import Webhooks
 
@@ -70,6 +72,8 @@ class Gateway:
         try:
             try:
                 await gateway.preflight.check()
+                if not await asyncio.to_thread((settings.data_dir / "jobs").exists):
+                    await gateway.ledger.remember()  # there is nothing that Redis could have lost
             except (LedgerUnavailable, StorageError) as error:
                 logger.warning("preflight_put_off", reason=str(error))  # its task goes on
             runs = (gateway.preflight.run(), gateway.watch.run(), gateway.limiter.run(), *gateway.sweeper.work())
@@ -94,6 +98,15 @@ class Gateway:
             rq_redis.close()
             await asyncio.to_thread(gateway.tracer.close)
             await asyncio.to_thread(error_tracking.close)
+
+    async def job(self, tenant: str, job_id: str) -> JobState:
+        """A tenant's job. Raises NoSuchJob; LedgerUnavailable if it is on the disk and not in Redis again yet."""
+        try:
+            return await self.ledger.job(tenant, job_id)
+        except NoSuchJob:
+            if await asyncio.to_thread(JobFiles(self.settings.data_dir, tenant, job_id).path.exists):
+                raise LedgerUnavailable("Redis has lost this job; it is being entered again. Ask once more.") from None
+            raise
 
     @classmethod
     def of(cls, settings: ApiSettings, bulk: Redis, quick: Redis, rq_redis: sync_redis.Redis) -> Gateway:

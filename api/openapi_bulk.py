@@ -68,8 +68,8 @@ _PAGES: Json = {"has_more": {"type": "boolean"}, "first_id": NULLABLE_TEXT, "las
 _COUNTS = numbers("total", "completed", "failed")
 _LINES = """One JSON object a line: the job as in JSON but without its items, and then an item on each further line."""
 _RESULTS = "One JSON object a line: `index`, `id`, `status` (completed or failed), `response`, `error`."
-_EVENTS = """Server-sent events. `progress`: the job. `item`: a finished item as in the results, its id for Last-Event-ID. The
-last one is `done` with the job's `id` and `status`, or `error` with a `message`."""
+_EVENTS = """Server-sent events. `progress`: the job. `item`: a finished item as in the results, with an id for
+Last-Event-ID. The last one is `done` with the job's `id` and `status`, or `error` with a `message`."""
 
 
 def shapes() -> Json:

@@ -45,8 +45,13 @@ async def require_capacity(gateway: Gateway, request: Request, most: int) -> Non
 async def require_room(gateway: Gateway, key: Key, spec: JobSpec) -> JobState | None:
     """Ask before the expensive part; its size may still be a guess. The earlier job, if this request came before.
 
-    Raises QuotaExceeded, IdempotencyConflict.
+    Raises QuotaExceeded, IdempotencyConflict; LedgerUnavailable also while a lost Redis is made anew, since the job of
+    an Idempotency-Key may not be there again yet.
     """
+    if spec.idempotency and not await gateway.ledger.remembers():
+        raise LedgerUnavailable(
+            "Redis has lost its data; which Idempotency-Keys came before is known in a moment."
+        )
     async with _counted(gateway, key):
         earlier = await gateway.ledger.require_room(spec, quota_of(key))
     return None if earlier is None else await gateway.ledger.job(key.tenant, earlier)

@@ -6,15 +6,15 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import orjson
 from redis.asyncio import Redis
 
 from workers import redis_keys
-from workers.errors import IdempotencyConflict, NoSuchJob, QuotaExceeded
-from workers.job import LANE, BulkQuota, JobSpec, JobState, JobStatus, Lease, Outcome, Record
-from workers.progress import recent_rate
+from workers.errors import IdempotencyConflict, QuotaExceeded
+from workers.job import LANE, BulkQuota, JobSpec, Lease, Outcome, Record
+from workers.ledger_reader import LedgerReader
 from workers.redis import translated
 from workers.scripts import Scripts
 
@@ -47,11 +47,11 @@ class Swept:
     """Units of work that wait, by lane."""
 
 
-class Ledger:
+class Ledger(LedgerReader):
     """Jobs, shards and leases in Redis. Every operation is one round trip and may be replayed."""
 
     def __init__(self, redis: Redis) -> None:
-        self._redis = redis
+        super().__init__(redis)
         self._scripts = Scripts(redis, "workers", prelude="prelude.lua")
 
     async def submit(self, spec: JobSpec, quota: BulkQuota = UNLIMITED) -> str:
@@ -66,9 +66,15 @@ class Ledger:
         verdict, job = await self._submit(spec, quota, "ask")
         return job if verdict == "known" else None
 
-    async def hold(self, spec: JobSpec) -> None:
-        """Enter a job, but let none of its shards start: its results are restored before `open`."""
-        await self._submit(spec, UNLIMITED, "hold")
+    async def hold(self, spec: JobSpec) -> bool:
+        """Enter a job, but let none of its shards start: its results are restored before `open`.
+
+        False if its Idempotency-Key has made another job since.
+        """
+        try:
+            return (await self._submit(spec, UNLIMITED, "hold"))[1] == spec.id
+        except IdempotencyConflict:
+            return False
 
     async def _submit(self, spec: JobSpec, quota: BulkQuota, mode: str) -> tuple[str, str]:
         most_failed = -1 if spec.max_error_rate is None else int(spec.max_error_rate * spec.total)
@@ -164,39 +170,6 @@ class Ledger:
         """Forget a job that is over. Returns "gone", or the status of one that is not."""
         return str((await self._run("forget", job, tenant)).decode())
 
-    async def finished_before(self, when: int, most: int) -> list[tuple[str, str]]:
-        """(tenant, job) of jobs that ended before a time (unix seconds), oldest first."""
-        with translated():
-            found = await self._redis.zrange(
-                redis_keys.FINISHED, "-inf", when * 1000, byscore=True, offset=0, num=most
-            )  # fmt: skip
-        return [cast("tuple[str, str]", tuple(entry.decode().split("/"))) for entry in cast("list[bytes]", found)]
-
-    async def statuses(self, jobs: Sequence[str]) -> list[JobStatus | None]:
-        """Where each job is; None for one that the ledger does not know, or does not know whole."""
-        with translated():
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for job in jobs:
-                    pipe.hmget(redis_keys.job(job), "status", "held")
-                raws: list[list[bytes | None]] = await pipe.execute()
-        return [JobStatus(status.decode()) if status and not held else None for status, held in raws]
-
-    async def bulk(self) -> tuple[int, float | None]:
-        """Items accepted and not finished, and items finished per second lately (None if not known)."""
-        with translated():
-            raw = cast("Mapping[bytes, bytes]", await self._redis.hgetall(redis_keys.BULK))
-        text = {key.decode(): value.decode() for key, value in raw.items()}
-        return max(0, int(text.get("queued", 0))), recent_rate(text)
-
-    async def queued(self) -> int:
-        """Items accepted and not finished."""
-        return (await self.bulk())[0]
-
-    async def remembers(self) -> bool:
-        """Whether this Redis still has what was entered; one that was emptied or replaced has not."""
-        with translated():
-            return bool(await self._redis.exists(redis_keys.RECONCILED))
-
     async def remember(self) -> None:
         """All that the data directory knows is entered."""
         with translated():
@@ -210,54 +183,6 @@ class Ledger:
     async def beat(self, worker: str = "", seconds: int = 15) -> int:
         """A worker says that it lives for another `seconds`; returns how many live."""
         return int(await self._run("beat", worker, seconds))
-
-    async def job(self, tenant: str, job: str) -> JobState:
-        """A tenant's job. Raises NoSuchJob, also for another tenant's."""
-        with translated():
-            raw = cast("Mapping[bytes, bytes]", await self._redis.hgetall(redis_keys.job(job)))
-        state = JobState.from_hash(job, raw) if raw else None
-        if state is None or state.tenant != tenant:
-            raise NoSuchJob(f"There is no job {job!r}.")
-        return state
-
-    async def jobs(
-        self, tenant: str, limit: int, after: str | None, kind: Literal["jobs", "batches"] = "jobs"
-    ) -> list[JobState]:
-        """A tenant's jobs, newest first, from the one after `after` on. Raises NoSuchJob for an unknown `after`."""
-        listed = redis_keys.tenant_jobs(tenant, kind)
-        with translated():
-            start = 0
-            if after is not None:
-                rank = await self._redis.zrevrank(listed, after)
-                if rank is None:
-                    raise NoSuchJob(f"There is no job {after!r}.")
-                start = cast("int", rank) + 1
-            page = await self._redis.zrange(listed, start, start + limit - 1, desc=True)
-            found = [entry.decode() for entry in cast("list[bytes]", page)]
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for job in found:
-                    pipe.hgetall(redis_keys.job(job))
-                raws = await pipe.execute()
-        return [JobState.from_hash(job, raw) for job, raw in zip(found, raws, strict=True) if raw]
-
-    async def finished_prefix(self, job: str, total: int) -> int:
-        """How many items from the first on have a final result, without a gap."""
-        with translated():
-            gap = int(await self._redis.bitpos(redis_keys.done(job), 0))
-            if gap < 0:  # every bit that exists is set
-                gap = int(await self._redis.strlen(redis_keys.done(job))) * 8
-        return min(gap, total)
-
-    async def segments(self, job: str, units: Sequence[int]) -> list[dict[str, int]]:
-        """Per shard: committed length in bytes of each of its segment files."""
-        with translated():
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for unit in units:
-                    pipe.hgetall(redis_keys.unit(job, unit))
-                raws: list[dict[bytes, bytes]] = await pipe.execute()
-        return [
-            {key[8:].decode(): int(value) for key, value in raw.items() if key.startswith(b"segment:")} for raw in raws
-        ]
 
     async def _run(self, name: str, *args: str | float | bytes) -> Any:
         with translated():

@@ -18,7 +18,7 @@ from workers.job import LANE
 from workers.ledger import Ledger
 from workers.preflight import Preflight
 from workers.pump import Pump
-from workers.redis import connect, connect_sync, translated
+from workers.redis import close, connect, connect_sync, translated
 from workers.settings import WorkerSettings
 from workers.tickets import TicketWorker
 
@@ -66,7 +66,7 @@ async def _check(settings: WorkerSettings) -> None:
     try:
         await Preflight(redis, settings.data_dir, owner=False).check()
     finally:
-        await redis.aclose()
+        await close(redis)
 
 
 async def _drain(settings: WorkerSettings, lane: str, stop: threading.Event) -> None:
@@ -78,7 +78,7 @@ async def _drain(settings: WorkerSettings, lane: str, stop: threading.Event) -> 
     except (LedgerUnavailable, StorageError) as error:
         logger.warning("drain_put_off", reason=str(error))  # the sweeper rings again
     finally:
-        await redis.aclose()
+        await close(redis)
 
 
 async def _beat(settings: WorkerSettings, name: str, ended: threading.Event) -> None:
@@ -100,4 +100,4 @@ async def _beat(settings: WorkerSettings, name: str, ended: threading.Event) -> 
         except LedgerUnavailable as error:
             logger.debug("farewell_failed", reason=str(error))
     finally:
-        await redis.aclose()
+        await close(redis)

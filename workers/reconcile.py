@@ -13,10 +13,11 @@ from itertools import islice
 from pathlib import Path
 
 from engine import log
+from workers.draft import OUTCOME
 from workers.errors import NoSuchJob, StorageError
 from workers.job import JobSpec
 from workers.ledger import Ledger
-from workers.store import OUTCOME, JobFiles
+from workers.store import JobFiles
 
 _EVERY = 60.0
 _SETTLED = 10.0
@@ -54,6 +55,8 @@ class Reconciler:
             statuses = await self._ledger.statuses([path.name for path in chunk])
             for path, status in zip(chunk, statuses, strict=True):
                 if status is not None and (status.terminal or not (path / OUTCOME).exists()):
+                    if status.terminal and (path / "seg").exists():  # its finalizer died before it removed them
+                        await asyncio.to_thread(_tidy, JobFiles(self._data_dir, path.parent.name, path.name))
                     continue
                 if time.time() - _mtime(path / "job.json") < _SETTLED and status is None:
                     young += 1
@@ -72,8 +75,13 @@ class Reconciler:
         if outcome is not None:
             due = spec.webhook is not None and not (files.path / "webhook.json").exists()
             await self._ledger.enter_over(spec, outcome, webhook_due=due)
+            await asyncio.to_thread(_tidy, files)
             return
-        await self._ledger.hold(spec)
+        if not await self._ledger.hold(spec):  # its client, without an answer, asked again and was given another job
+            if await asyncio.to_thread(next, files.surviving(), None) is None:
+                await asyncio.to_thread(files.remove)
+                return
+            await self._ledger.hold(spec.model_copy(update={"idempotency": None}))
         segments = files.surviving()
         while segment := await asyncio.to_thread(next, segments, None):
             unit, name, records, length = segment
@@ -88,6 +96,11 @@ class Reconciler:
                     yield path
                 elif time.time() - _mtime(path) > _DRAFT_SECONDS:
                     shutil.rmtree(path, ignore_errors=True)
+
+
+def _tidy(files: JobFiles) -> None:
+    files.drop_segments()
+    files.drop_drafts()
 
 
 def _take(paths: Iterator[Path]) -> list[Path]:

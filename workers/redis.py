@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import redis as sync_redis
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -40,8 +40,14 @@ async def answers(url: str) -> bool:
     except LedgerUnavailable:
         return False
     finally:
-        await redis.aclose()
+        await close(redis)
     return True
+
+
+async def close(redis: Redis) -> None:
+    """Close a client; one that can't be closed in time is left to the garbage collector."""
+    with suppress(RedisError, OSError):
+        await redis.aclose()
 
 
 def connect_sync(url: str, timeout: float | None = None) -> sync_redis.Redis:

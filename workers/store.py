@@ -15,10 +15,8 @@ Whatever is acknowledged was fsynced before, and its directory too. Raises Stora
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 import shutil
-import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -29,12 +27,11 @@ import orjson
 from pydantic import ValidationError
 
 from workers import durable
+from workers.draft import OFFSET, OUTCOME, Draft
 from workers.errors import NoSuchJob, StorageError
 from workers.job import Item, JobSpec, Outcome, Record, is_id
 from workers.segment import Segment, age, decode, encode
 
-_OFFSET = struct.Struct("<Q")
-OUTCOME = "outcome.json"
 _INPUT = "The job's input can't be read"
 
 
@@ -127,8 +124,8 @@ class JobFiles:
         ):
 
             def offsets(first: int, count: int) -> list[int]:
-                index.seek(first * _OFFSET.size)
-                return [value for (value,) in _OFFSET.iter_unpack(index.read((count + 1) * _OFFSET.size))]
+                index.seek(first * OFFSET.size)
+                return [value for (value,) in OFFSET.iter_unpack(index.read((count + 1) * OFFSET.size))]
 
             try:
                 yield lines, offsets
@@ -246,37 +243,6 @@ class JobFiles:
                 if record and record.index > after:
                     yield record
                 waiting[at] = next(sides[at], None)
-
-
-class Draft:
-    """The input of a job that is not there yet. Raises StorageError."""
-
-    def __init__(self, path: Path, target: Path, lines: int) -> None:
-        self._path = path
-        self._target = target
-        self._lines = lines
-        self._offset = 0
-        self._offsets = bytearray()
-        self.count = 0
-        """Items so far."""
-
-    def add(self, line: bytes) -> None:
-        """One more item, encoded with `encode_item`."""
-        self._offsets += _OFFSET.pack(self._offset)
-        durable.write_all(self._lines, line)
-        self._offset += len(line)
-        self.count += 1
-
-    def publish(self, spec: JobSpec, outcome: Outcome | None = None) -> None:
-        """Make all of it durable and the job appear, whole; with an outcome if it is over before it begins."""
-        os.fsync(self._lines)
-        with durable.new_file(self._path / "input.index") as index:
-            durable.write_all(index, bytes(self._offsets + _OFFSET.pack(self._offset)))
-        durable.replace(self._path / "job.json", orjson.dumps(spec.model_dump()))
-        if outcome is not None:
-            durable.replace(self._path / OUTCOME, outcome.model_dump_json().encode())
-        self._path.rename(self._target)
-        durable.sync_directory(self._target.parent)
 
 
 def empty(trash: Path) -> None:

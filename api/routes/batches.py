@@ -131,7 +131,7 @@ async def _make(gateway: Gateway, key: Key, spec: JobSpec, lines: Lines, file: F
 
 async def _batch(gateway: Gateway, key: Key, batch_id: str) -> JobState:
     try:
-        return await gateway.ledger.job(key.tenant, batch_id)
+        return await gateway.job(key.tenant, batch_id)
     except NoSuchJob:
         raise ApiError(404, f"There is no batch {batch_id!r}.", code="not_found", param="batch_id") from None
 

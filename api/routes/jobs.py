@@ -46,14 +46,14 @@ async def list_jobs(
 async def show(request: Request, job_id: JobId) -> dict[str, Any]:
     """One job."""
     gateway, key = _context(request)
-    return await current_view(gateway, await gateway.ledger.job(key.tenant, job_id))
+    return await current_view(gateway, await gateway.job(key.tenant, job_id))
 
 
 @router.delete("/{job_id}")
 async def delete_job(request: Request, job_id: JobId) -> dict[str, Any]:
     """Delete a job that is over, with its input and results."""
     gateway, key = _context(request)
-    job = await gateway.ledger.job(key.tenant, job_id)
+    job = await gateway.job(key.tenant, job_id)
     if not job.status.terminal:
         raise ApiError(
             409, f"{job_id} is {job.status.value}. Cancel it first; it can be deleted once it is over.",
@@ -67,7 +67,7 @@ async def delete_job(request: Request, job_id: JobId) -> dict[str, Any]:
 async def retry_failed(request: Request, job_id: JobId) -> dict[str, Any]:
     """Run the items that did not complete again, as another job. Asking twice gives the same one."""
     gateway, key = _context(request)
-    return await current_view(gateway, await retry(gateway, key, await gateway.ledger.job(key.tenant, job_id)))
+    return await current_view(gateway, await retry(gateway, key, await gateway.job(key.tenant, job_id)))
 
 
 @router.get("/{job_id}/events")
@@ -79,7 +79,7 @@ async def events(
     A client that comes back with Last-Event-ID goes on after the last item that it saw.
     """
     gateway, key = _context(request)
-    job = await gateway.ledger.job(key.tenant, job_id)
+    job = await gateway.job(key.tenant, job_id)
 
     async def view(state: JobState) -> dict[str, Any]:
         return await current_view(gateway, state)
@@ -98,11 +98,11 @@ async def events(
 async def cancel(request: Request, job_id: JobId) -> dict[str, Any]:
     """Stop a job; what is finished is kept. Cancelling one that is over changes nothing."""
     gateway, key = _context(request)
-    if not (await gateway.ledger.job(key.tenant, job_id)).status.terminal:
+    if not (await gateway.job(key.tenant, job_id)).status.terminal:
         await asyncio.to_thread(JobFiles(gateway.settings.data_dir, key.tenant, job_id).cancel)
         await gateway.ledger.cancel(job_id)
         await ring(gateway, pending=1)
-    return await current_view(gateway, await gateway.ledger.job(key.tenant, job_id))
+    return await current_view(gateway, await gateway.job(key.tenant, job_id))
 
 
 @router.get("/{job_id}/results")
@@ -112,7 +112,7 @@ async def results(request: Request, job_id: JobId, after: Annotated[int, Query(g
     While the job runs these are the items without a gap from the first one; ask again with the last index.
     """
     gateway, key = _context(request)
-    job = await gateway.ledger.job(key.tenant, job_id)
+    job = await gateway.job(key.tenant, job_id)
     blocks = Results(gateway.ledger, gateway.settings.data_dir, job).blocks(after)
 
     async def lines() -> AsyncIterator[bytes]:

@@ -26,19 +26,25 @@ def line(number: int, arm: Arm) -> str:
 
 
 def summary(arms: list[Arm]) -> str:
-    """The ratios, jobs to direct: of the medians, and the lowest and highest of a round."""
+    """The ratios, jobs to direct: of the medians, and the lowest and highest of a round.
+
+    That of the requests in flight says how well the worker keeps its window full, whatever else the machine does.
+    """
     return "\n".join(
         [
             _ratio("jobs / direct, until the last item", arms, lambda arm: arm.rate),
             _ratio("jobs / direct, submission to completed", arms, lambda arm: arm.whole_rate),
+            _ratio("jobs / direct, requests in flight", arms, lambda arm: arm.in_flight),
         ]
     )
 
 
 def _ratio(name: str, arms: list[Arm], figure: Callable[[Arm], float]) -> str:
     jobs, direct = ([figure(arm) for arm in arms if arm.name == which] for which in ("jobs", "direct"))
+    if not all(direct):
+        return f"  {name:39} not known"  # an engine that does not count
     rounds = [one / other for one, other in zip(jobs, direct, strict=True)]
     return (
         f"  {name:39} {statistics.median(jobs) / statistics.median(direct):.3f} "
-        f"(rounds {min(rounds):.3f} to {max(rounds):.3f}; direct {min(direct):.1f} to {max(direct):.1f} tokens/s)"
+        f"(rounds {min(rounds):.3f} to {max(rounds):.3f}; direct {min(direct):.2f} to {max(direct):.2f})"
     )

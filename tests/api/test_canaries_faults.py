@@ -6,26 +6,30 @@ import asyncio
 import gc
 import io
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import httpx
+import orjson
 import pytest
 
-from api import app, passthrough, shape
+from api import app, job_events, passthrough, shape, upload
 from api.errors import ApiError
 from api.gate import Gate
 from api.key_store import Keys
 from api.limits.limiter import Limiter
 from api.passthrough import Passthrough
 from api.relay import Relay
-from api.routes import admin, submit
+from api.routes import admin, batches, files, jobs, submit, webhooks
 from api.settings import ApiSettings
 from api.usage import UsageFilter
 from tests.api.conftest import Door, front_door
 from tests.api.test_canaries import WORD, chat, heard, parrot, require_silence
 from tests.fake_engine import FakeEngine
 from workers.errors import InputError, NoSuchJob
+from workers.files import Files
 from workers.store import JobFiles
+from workers.webhooks import Webhooks
 
 JOB: dict[str, Any] = {"model": "tiny", "name": WORD, "items": [{"id": WORD, "messages": [{"content": WORD}]}]}
 
@@ -87,7 +91,8 @@ PLACES: list[tuple[object, str, Any, str]] = [
     (Passthrough, "_relay", fail_later, "/v1/chat/completions"), (Relay, "start", fail_later, "/v1/chat/completions"),
     (Passthrough, "_whole", fail_later, "/v1/embeddings"), (UsageFilter, "feed", fail, "/v1/chat/completions"),
     (Passthrough, "_account", fail, "/v1/chat/completions"), (Limiter, "settle", fail_later, "/v1/responses"),
-    (submit, "split_job", fail, "/jobs"), (JobFiles, "draft", fail, "/jobs"), (submit, "current_view", fail_later, "/jobs"),
+    (submit, "split_job", fail, "/jobs"), (JobFiles, "draft", fail, "/jobs"),
+    (submit, "current_view", fail_later, "/jobs"),
     (Keys, "create", fail_later, "/admin/keys"), (admin, "key_view", fail, "/admin/keys"),
     (Keys, "authenticate", fail_later, "/jobs"), (Gate, "add_headers", fail_later, "/jobs"),
     (Gate, "account", fail, "/jobs"),
@@ -109,6 +114,69 @@ async def test_a_fault_says_where_and_not_what(door: Door, logs: io.StringIO) ->
         assert "in fail" in logs.getvalue()[before:], name  # and the place
         assert "can't do this" not in answer, name
         require_silence(logs, door, key)
+
+
+BULK_PLACES: list[tuple[object, str, Any, str]] = [
+    (submit, "read_head", fail, "POST /jobs lines"), (submit, "write_job", fail, "POST /jobs large"),
+    (submit, "idempotency_of", fail, "POST /jobs lines"), (jobs, "current_view", fail_later, "GET /jobs/{job}"),
+    (jobs, "retry", fail_later, "POST /jobs/{job}/retry"), (JobFiles, "completed", fail, "POST /jobs/{job}/retry"),
+    (jobs, "delete", fail_later, "DELETE /jobs/{job}"), (jobs, "record_line", fail, "GET /jobs/{job}/results"),
+    (job_events, "record_line", fail, "GET /jobs/{job}/events"), (files, "check_file", fail, "POST /v1/files"),
+    (upload, "parse_options_header", fail, "POST /v1/files"), (files, "file_view", fail, "POST /v1/files"),
+    (Files, "publish", fail, "POST /v1/files"), (Files, "content", fail, "GET /v1/files/{file}/content"),
+    (Files, "delete", fail, "DELETE /v1/files/{file}"), (batches, "first_model", fail, "POST /v1/batches"),
+    (batches, "write_batch", fail, "POST /v1/batches"), (batches, "batch_view", fail, "GET /v1/batches/{batch}"),
+    (webhooks, "event_body", fail, "POST /webhooks/test"), (Webhooks, "send", fail_later, "POST /webhooks/test"),
+    (Webhooks, "secret", fail_later, "GET /webhooks/secret"),
+]  # fmt: skip
+CHAT_LINE = {"custom_id": WORD, "method": "POST", "url": "/v1/chat/completions"}
+
+
+async def test_a_fault_of_bulk_says_where_and_not_what(door: Door, logs: io.StringIO) -> None:
+    """Also where a thread, another process or a task of its own is at it."""
+    item = {"messages": [{"role": "user", "content": f"hi {WORD}"}]}
+    line = orjson.dumps({**CHAT_LINE, "body": {"model": "tiny", **item}})
+    bodies: dict[str, dict[str, Any]] = {
+        "lines": {"content": orjson.dumps({"model": "tiny", "name": WORD}) + b"\n" + orjson.dumps({"id": WORD, **item}),
+                  "headers": {"content-type": "application/x-ndjson", "idempotency-key": WORD}},
+        "large": {"json": {"model": "tiny", "items": [{"id": "a", **item, "user": WORD * 250_000}]}},
+        "/v1/files": {"data": {"purpose": "batch"}, "files": {"file": (WORD, line)}},
+        "/webhooks/test": {"json": {"url": f"https://{WORD}.invalid/"}},
+    }  # fmt: skip
+    async with door.client() as client:
+        file = (await client.post("/v1/files", **bodies["/v1/files"])).json()["id"]
+        asked = {"input_file_id": file, "endpoint": CHAT_LINE["url"], "completion_window": "24h"}
+        bodies["/v1/batches"] = {"json": {**asked, "metadata": {WORD: WORD}}}
+        batch = (await client.post("/v1/batches", **bodies["/v1/batches"])).json()["id"]
+        said = [{"role": "user", "content": f"{script} {WORD}"} for script in ("hi", "status 400")]
+        made = {"model": "tiny", "items": [{"id": f"{WORD}{n}", "messages": [one]} for n, one in enumerate(said)]}
+        job = (await client.post("/jobs", json=made)).json()["id"]
+        await asyncio.wait_for(door.drain(), 60)
+        for place, name, failing, request in BULK_PLACES:
+            method, path, *kind = request.format(job=job, file=file, batch=batch).split()
+            before = logs.tell()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(place, name, failing)
+                answer = ""
+                with suppress(httpx.RemoteProtocolError):
+                    answer = (await client.request(method, path, **bodies.get("".join(kind) or path, {}))).text
+                async with asyncio.timeout(30):
+                    while "Quoting" not in logs.getvalue()[before:]:
+                        await asyncio.sleep(0.001)
+            assert "in fail" in logs.getvalue()[before:] or kind == ["large"], name  # another process keeps the place
+            assert "can't do this" not in answer, name
+            require_silence(logs, door)
+
+
+async def test_a_fault_in_sending_an_event(door: Door, logs: io.StringIO) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Webhooks, "send", fail_later)
+        await ask(door, door.key, "/jobs", {**JOB, "webhook": f"https://{WORD}.invalid/{WORD}"})
+        await asyncio.wait_for(door.drain(), 60)
+        async with asyncio.timeout(30):
+            while "webhook_sender_failed" not in logs.getvalue():
+                await asyncio.sleep(0.05)
+    require_silence(logs, door)
 
 
 async def ask(door: Door, key: str, path: str, body: dict[str, Any]) -> str:

@@ -6,19 +6,26 @@ import asyncio
 import os
 import re
 import sys
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from api.keys import Scope
 from api.settings import ApiSettings
 from tests.api.conftest import Door, front_door
 from tests.fake_engine import MODEL, Connection, FakeEngine, serving
+from tests.webhook_receiver import receiving
 
-SECONDS = int(os.environ.get("VELOCITY_FUZZ_SECONDS", "60"))
 LONG = "VELOCITY_FUZZ_SECONDS" in os.environ
+SECONDS = int(os.environ.get("VELOCITY_FUZZ_SECONDS", "300"))
+"""How long it may take; by default it is a fixed number of requests, which a slow machine can do in that time."""
+EXTENT = ["--max-time", str(SECONDS)] if LONG else ["--max-examples", "4", "--seed", "1"]
+EACH = 12
+UNLUCKY: set[tuple[str, str]] = set()
 CHECKS = (
     # Not those of what must be accepted or refused: that is the engine's to decide, and pydantic reads "1" as 1.
     "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance",
@@ -48,26 +55,61 @@ async def hidden_key(door: Door) -> str:
     return text
 
 
-def with_models(content: Any) -> Any:
-    """The document with models that exist, so that requests get past that check."""
+Things = dict[str, list[str]]
+"""What there is, by what the document calls it: an address's part, or a body's field."""
+
+
+async def things(door: Door, key: str) -> Things:
+    """Jobs and batches that are over (the events of others would not end), and their files; several, to be deleted."""
+    item = {"messages": [{"role": "user", "content": "hi"}]}
+    failing = {"messages": [{"role": "user", "content": "status 400"}]}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": MODEL, **item}}
+    made: Things = {"job_id": [], "batch_id": [], "file_id": [], "model": [MODEL, f"vllm/{MODEL}"]}
+    async with door.client(key) as client:
+        for _ in range(EACH):
+            job = {"model": MODEL, "items": [{"id": "a", **item}, {"id": "b", **failing}]}
+            made["job_id"].append((await client.post("/jobs", json=job)).json()["id"])
+            form = {"data": {"purpose": "batch"}, "files": {"file": ("in.jsonl", orjson.dumps(line))}}
+            made["file_id"].append((await client.post("/v1/files", **form)).json()["id"])
+            asked = {"input_file_id": made["file_id"][-1], "endpoint": line["url"], "completion_window": "24h"}
+            made["batch_id"].append((await client.post("/v1/batches", json=asked)).json()["id"])
+        await door.drain()
+        for batch in made["batch_id"]:
+            made["file_id"].append((await client.get(f"/v1/batches/{batch}")).json()["output_file_id"])
+    return {**made, "input_file_id": made["file_id"], "after": [*made["job_id"], *made["batch_id"], *made["file_id"]]}
+
+
+def with_things(content: Any, there: Things) -> Any:
+    """The document with what there is, so that requests get past that check."""
     if isinstance(content, list):
-        return [with_models(value) for value in content]
+        return [with_things(value, there) for value in content]
     if not isinstance(content, dict):
         return content
-    fresh = {name: with_models(value) for name, value in content.items()}
+    fresh = {name: with_things(value, there) for name, value in content.items()}
     properties = fresh.get("properties")
-    if isinstance(properties, dict) and "model" in properties:
-        properties["model"] = {"type": "string", "enum": [MODEL, f"vllm/{MODEL}"]}
+    if isinstance(properties, dict):
+        asked_for = {name: properties[name] for name in ("model", "input_file_id", "url") if name in properties}
+        for name in asked_for.keys() & there.keys():
+            properties[name] = {"type": "string", "enum": there[name]}
+    if fresh.get("in") in {"path", "query"} and fresh.get("name") in there:
+        fresh["schema"] = {"anyOf": [{"type": "string", "enum": there[fresh["name"]]}, fresh["schema"]]}
     return fresh
 
 
-async def schemathesis(document: Path, url: str, key: str, seed: list[str]) -> tuple[int, str]:
+def went_well(door: Door) -> set[tuple[str, str]]:
+    """Methods and routes that have answered with 2xx."""
+    families = text_string_to_metric_families(door.gateway.metrics.render()[0].decode())
+    samples = (sample.labels for family in families for sample in family.samples if "requests_total" in sample.name)
+    return {(labels["method"], labels["route"]) for labels in samples if labels["status"].startswith("2")}
+
+
+async def schemathesis(document: Path, url: str, key: str) -> tuple[int, str]:
     """Its exit status and what it said; a process of its own, since the server needs this loop."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "schemathesis.cli", "run", document, "--url", url, "--no-color", "--warnings", "off",
         "--header", f"Authorization: Bearer {key}", "--phases", "examples,coverage,fuzzing", "--checks",
-        ",".join(CHECKS), "--max-time", str(SECONDS), "--request-timeout", "60", "--continue-on-failure",
-        "--suppress-health-check", "all", "--generation-database", "none", *seed,
+        ",".join(CHECKS), "--request-timeout", "60", "--continue-on-failure", "--suppress-health-check", "all",
+        "--generation-database", "none", *EXTENT,
         cwd=document.parent, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     try:
@@ -85,21 +127,26 @@ async def test_nothing_that_is_sent_makes_it_fail(settings: ApiSettings, tmp_pat
     async with serving(FakeEngine(), _Wary) as engine:
         # Patience, since a 503 would be taken for a fault, and the two processes may share one slow machine.
         patient = {"limiter_timeout": 20.0, "api_redis_timeout": 20.0, "stall_timeout": 20.0, "total_timeout": 20.0}
-        changed = {"engine_url": engine.url, "docs": True, **patient}
-        async with front_door(settings.model_copy(update=changed), engine) as door:
+        allowed = {"webhook_allow": (ip_network("127.0.0.0/8"),)}  # and nothing that is fuzzed leaves this machine
+        changed = {"engine_url": engine.url, "docs": True, **patient, **allowed}
+        async with front_door(settings.model_copy(update=changed), engine) as door, receiving() as receiver:
             await door.gateway.watch.refresh()
             key = await hidden_key(door)
             async with door.client(key) as client:
                 content = (await client.get("/openapi.json")).json()
             document = tmp_path / "fuzz" / "openapi.json"
             document.parent.mkdir()
-            document.write_bytes(orjson.dumps(with_models(content)))
-            status, said = await schemathesis(document, door.url, key, [] if LONG else ["--seed", "1"])
+            there = {**await things(door, key), "url": [receiver.url]}
+            document.write_bytes(orjson.dumps(with_things(content, there)))
+            status, said = await schemathesis(document, door.url, key)
             async with door.client(key) as client:
                 assert (await client.get("/v1/models")).status_code == 200  # it has not locked itself out
+            answered = went_well(door)
     assert status == 0, said
     wanted = sum(len(item) for item in content["paths"].values())
     assert re.search(rf"Tested: {wanted}\b", said), said
     assert int(re.findall(r"(\d+) generated", said)[0]) > 5 * wanted, said
+    assert {(method.upper(), path) for path, item in content["paths"].items() for method in item} - answered <= UNLUCKY
+    assert receiver.events
     endpoints = {"messages", "prompt", "input"}
     assert all(any(field in request for request in engine.requests) for field in endpoints)  # it got that far

@@ -10,7 +10,7 @@ import pytest
 from api.keys import Scope
 from engine.client import Endpoint
 from tests.api.conftest import Door
-from tests.api.test_security_engine import BODIES, MESSAGES
+from tests.api.test_security_engine import BODIES, MESSAGES, batch_of
 
 LONG = "x" * 9000
 CAPS: list[tuple[str, str, Any, Any]] = [  # endpoint, field, too much, just right
@@ -62,6 +62,21 @@ async def test_caps_hold_in_jobs_too(door: Door) -> None:
         assert (await client.get("/jobs")).json()["data"] == []
 
 
+async def test_caps_hold_in_bulk_for_every_endpoint(door: Door) -> None:
+    async with door.client() as client:
+        for path, name, much, _ in CAPS:
+            body = {field: value for field, value in BODIES[path].items() if field != "stream"}
+            item = {"id": "a", **{field: value for field, value in body.items() if field != "model"}}
+            job = {"model": "tiny", "endpoint": path, "items": [item, {**item, "id": "b", name: much}]}
+            refused = await client.post("/jobs", json=job)
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, f"items[1].{name}")
+            (error,) = (await batch_of(client, path, body, {**body, name: much}))["errors"]["data"]
+            assert (error["code"], error["line"], error["param"]) == ("value_too_large", 2, f"body.{name}")
+        listed = (await client.get("/jobs")).json()["data"]
+    assert {job["status"] for job in listed} == {"failed"}
+    assert not door.engine.requests
+
+
 WHOLE = ["n", "best_of", "top_logprobs", "prompt_logprobs", "logprobs", "max_tokens", "max_completion_tokens"]
 
 
@@ -101,7 +116,7 @@ NOT_JSON = [b'{"model": NaN}', b'{"model": Infinity}', b'{"model": "\\ud800"}', 
             b'{"model": 1e999}', b"{'model': 1}", b'{"model": "a",}', b"{}{}", b"null", b'"x"', b""]  # fmt: skip
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/jobs", "/admin/keys"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/jobs", "/v1/batches", "/webhooks/test", "/admin/keys"])
 async def test_only_plain_json_is_read(door: Door, path: str) -> None:
     async with door.client(await door.new_key(scopes=tuple(Scope))) as client:
         for body in NOT_JSON:
@@ -118,6 +133,7 @@ IMPOSSIBLE = [
     "..%2f..%2fetc%2fpasswd", "..%5c..%5cetc", "%2e%2e", "%00", "job_" + "0" * 32 + "%00", "job_" + "0" * 32 + "%0a",
     "job_" + "0" * 31 + "%0a", "job_" + "A" * 32, "job_" + "%EF%BC%90" * 32, "job_" + "0" * 33, "job_" + "0" * 31,
     "job_" + "0" * 30 + "%2f.", "JOB_" + "0" * 32, "*", "job_*", "%2a", "0" * 11 + "%0a", "0" * 12 + "%0a", "0" * 11,
+    "file-" + "0" * 32 + "%00", "file-" + "0" * 32 + "%0a", "file-" + "0" * 30 + "%2f.", "batch_" + "0" * 33,
     "A" * 12, "%EF%BC%90" * 12, ".lock", "%2e%2f" + "0" * 12, "~", "$(id)", "%24%7bjndi%7d", "a" * 5000,
 ]  # fmt: skip
 
@@ -128,6 +144,10 @@ async def test_ids_that_can_not_exist_do_not(door: Door) -> None:
         for bad in IMPOSSIBLE:
             for method, path in (
                 ("GET", "/jobs/{}"), ("GET", "/jobs/{}/results"), ("POST", "/jobs/{}/cancel"),
+                ("GET", "/jobs/{}/events"), ("POST", "/jobs/{}/retry"), ("DELETE", "/jobs/{}"),
+                ("GET", "/v1/batches/{}"), ("POST", "/v1/batches/{}/cancel"), ("GET", "/v1/batches?after={}"),
+                ("GET", "/v1/files/{}"), ("GET", "/v1/files/{}/content"), ("DELETE", "/v1/files/{}"),
+                ("GET", "/v1/files?after={}"),
                 ("GET", "/jobs?after={}"), ("GET", "/admin/keys/{}"), ("PATCH", "/admin/keys/{}"),
                 ("POST", "/admin/keys/{}/revoke"), ("POST", "/admin/keys/{}/rotate"), ("GET", "/v1/models/{}"),
             ):  # fmt: skip

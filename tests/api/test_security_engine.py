@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import orjson
 import pytest
 from pydantic import SecretStr
@@ -137,6 +138,15 @@ async def test_a_trace_goes_on_if_it_is_one(tapped: tuple[Door, Recorded], given
     assert headers.get("traceparent") == (given if given.count("-") == 3 else None)
 
 
+async def batch_of(client: httpx.AsyncClient, path: str, *bodies: dict[str, Any]) -> dict[str, Any]:
+    """The batch that is made of these requests."""
+    lines = [{"custom_id": f"c{n}", "method": "POST", "url": path, "body": body} for n, body in enumerate(bodies)]
+    content = b"\n".join(map(orjson.dumps, lines))
+    made = await client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("in.jsonl", content)})
+    asked = {"input_file_id": made.json()["id"], "endpoint": path, "completion_window": "24h"}
+    return dict((await client.post("/v1/batches", json=asked)).json())
+
+
 DANGEROUS = {
     "priority": -5, "cache_salt": "canary", "request_id": "canary", "chat_template": "{{ canary }}",
     "chat_template_kwargs": {"canary": 1}, "prompt_embeds": "canary", "mm_processor_kwargs": {"canary": 1},
@@ -156,16 +166,21 @@ async def test_fields_that_reach_into_the_engine_are_dropped(tapped: tuple[Door,
             {"id": "b", "messages": MESSAGES}]}]  # fmt: skip
         for job in jobs:
             assert (await client.post("/jobs", json=job)).status_code == 202
+        lines = orjson.dumps({"model": "tiny", "defaults": DANGEROUS}) + b"\n" + orjson.dumps(item)
+        as_lines = {"content-type": "application/x-ndjson"}
+        assert (await client.post("/jobs", content=lines, headers=as_lines)).status_code == 202
+        body = {**BODIES[Endpoint.CHAT], **DANGEROUS}
+        assert (await batch_of(client, Endpoint.CHAT, body))["errors"] is None
     await door.drain()
     assert b"canary" not in b"".join(engine.raw)
     key = await door.gateway.keys.get(door.key.split("_")[1])
     interactive, bulk = engine.requests[: len(BODIES)], engine.requests[len(BODIES) :]
-    assert len(bulk) == 2
+    assert len(bulk) == 4
     for request in engine.requests:
         assert request["cache_salt"] == key.tenant
         assert set(request) & shape.DROPPED <= {"cache_salt", "priority"}
     assert [request.get("priority") for request in interactive] == [0, 0, 0, None]
-    assert [request["priority"] for request in bulk] == [door.settings.bulk_priority] * 2
+    assert [request["priority"] for request in bulk] == [door.settings.bulk_priority] * 4
     assert all(request["unknown"] == "kept" for request in interactive)
 
 

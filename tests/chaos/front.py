@@ -51,8 +51,6 @@ class Front:
     idempotent: bool
     """Whether a submission that is tried again says that it is the same."""
     keys: list[str] = field(default_factory=list)
-    forgetful: bool = False
-    """Whether a job may be unknown for a while, since Redis is being made anew."""
 
     @classmethod
     @asynccontextmanager
@@ -92,8 +90,7 @@ class Front:
                     continue
                 if answer.status_code < 400:
                     return answer
-                known = answer.status_code != 404 or not self.forgetful
-                assert answer.status_code in _AGAIN or not known, f"{method} {path}: {answer.status_code} {answer.text}"
+                assert answer.status_code in _AGAIN, f"{method} {path}: {answer.status_code} {answer.text}"
                 await asyncio.sleep(0.2)
 
     async def submit(self, job: Submission) -> Submission:

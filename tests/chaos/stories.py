@@ -70,7 +70,6 @@ async def redis_is_emptied(directory: Path) -> None:
     async with rig(directory, api=CRASHING_API, worker=CRASHING_WORKER) as running, explained(running):
         jobs = [await running.front.submit(job) for job in _several(running, "before")]
         await _some_results(running, jobs[0])
-        running.front.forgetful = True
         await running.direct.flushall()
         jobs += [await running.front.submit(job) for job in _several(running, "after")]
         for job in jobs:
@@ -87,7 +86,6 @@ async def redis_comes_back_older(directory: Path) -> None:
         await asyncio.to_thread(shutil.copytree, redis, directory / "copy")
         jobs += [await running.front.submit(job) for job in _several(running, "after")]
         await running.front.finished(jobs[0], PATIENCE)
-        running.front.forgetful = True
         await running.redis.end()
         await asyncio.to_thread(shutil.rmtree, redis)
         await asyncio.to_thread((directory / "copy").rename, redis)

@@ -10,15 +10,6 @@ import pytest
 from tests.chaos.stories import STORIES
 
 AT_ONCE = 8
-_LEFT = "segments of a job that is over stay if its finalizer dies before it removes them"
-_TWIN = "a job that never was entered, whose client asked again with the same Idempotency-Key, is tried for ever"
-KNOWN_FAULTS = {
-    "worker-after-finalize": pytest.mark.xfail(strict=True, reason=_LEFT),
-    "worker-before-drop-segments": pytest.mark.xfail(strict=True, reason=_LEFT),
-    "worker-after-publish-before-finalize": pytest.mark.xfail(strict=False, reason=f"now and then {_LEFT}"),
-    "api-after-rename-before-submit": pytest.mark.xfail(strict=True, reason=_TWIN),
-    "client-changes-its-mind": pytest.mark.xfail(strict=True, reason=f"{_TWIN}, and ends the api process"),
-}
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +31,6 @@ async def told(
     await asyncio.gather(*tasks.values(), return_exceptions=True)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=KNOWN_FAULTS.get(name, ())) for name in STORIES])
+@pytest.mark.parametrize("name", STORIES)
 async def test_nothing_is_lost(name: str, told: dict[str, asyncio.Task[None]]) -> None:
     await told[name]

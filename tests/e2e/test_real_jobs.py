@@ -51,6 +51,13 @@ def wait(http: httpx.Client, job: str, seconds: float) -> dict[str, Any]:
     return pytest.fail(f"the job is not over after {seconds} s: {state}")
 
 
+def reached(http: httpx.Client, job: str, items: int) -> None:
+    """Once so many items are completed, and the job is still in its middle."""
+    while (state := http.get(f"/jobs/{job}").json())["counts"]["completed"] < items:
+        time.sleep(0.05)
+    assert state["status"] == "in_progress", state
+
+
 def finished(http: httpx.Client, job: str) -> list[dict[str, Any]]:
     return [orjson.loads(line) for line in http.get(f"/jobs/{job}/results").text.splitlines()]
 
@@ -109,11 +116,12 @@ def test_chat_streams_while_a_job_runs(real: Up) -> None:
         wait(http, job, 35)
 
 
-def test_a_killed_engine_is_restarted_and_the_job_goes_on(real: Up) -> None:
+def test_two_hundred_items_outlive_a_killed_worker_and_a_killed_engine(real: Up) -> None:
     with real.client() as http:
-        job = submit(http, first_short(30, 96))
-        while not http.get(f"/jobs/{job}").json()["counts"]["completed"]:
-            time.sleep(0.05)
+        job = submit(http, first_short(200, 24))
+        reached(http, job, 20)
+        os.kill(real.pid_of("worker"), signal.SIGKILL)
+        reached(http, job, 60)
         (vllm,) = children(real.pid_of("engine serve"))
         os.kill(vllm, signal.SIGKILL)
         real.wait_for("vLLM died", 30)
@@ -125,8 +133,8 @@ def test_a_killed_engine_is_restarted_and_the_job_goes_on(real: Up) -> None:
         assert again.headers["retry-after"]
         real.wait_for("vLLM is back", 400)
         state = wait(http, job, 120)
-        assert (state["status"], state["counts"]["completed"]) == ("completed", 30)
-        assert [line["index"] for line in finished(http, job)] == list(range(30))
+        assert (state["status"], state["counts"]) == ("completed", {"total": 200, "completed": 200, "failed": 0})
+        assert [(line["index"], line["id"]) for line in finished(http, job)] == [(n, f"item-{n}") for n in range(200)]
         assert http.post("/v1/chat/completions", json=chat).status_code == 200
 
 

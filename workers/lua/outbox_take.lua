@@ -4,11 +4,11 @@
 -- ARGV: 1 most entries, 2 lease (ms), 3 most of one host, 4 most of one tenant,
 --       then who (as returned here) and how many of theirs are being sent, …
 -- Returns: for each entry: itself (tenant/job), its host, its tenant, its address, how often it was sent
-local SCAN = 500 -- entries looked at in one call
+local SCAN, FRONT = 500, 100 -- entries looked at in one call, and how many of them keep their place in any case
 local most, lease, now, busy, taken = tonumber(ARGV[1]), tonumber(ARGV[2]), now_ms(), {}, {}
 for i = 5, #ARGV, 2 do busy[ARGV[i]] = tonumber(ARGV[i + 1]) end
 local due = redis.call('ZRANGEBYSCORE', OUTBOX, '-inf', int(now), 'LIMIT', 0, SCAN)
-for _, entry in ipairs(due) do
+for place, entry in ipairs(due) do
   if #taken == most then break end
   local tenant, job = string.match(entry, '^(.-)/(.+)$')
   local state = redis.call('HMGET', job_key(job or ''), 'tenant', 'webhook', 'webhook_attempts')
@@ -20,7 +20,7 @@ for _, entry in ipairs(due) do
       busy[host], busy[tenant] = (busy[host] or 0) + 1, (busy[tenant] or 0) + 1
       redis.call('ZADD', OUTBOX, int(now + lease), entry)
       taken[#taken + 1] = {entry, host, tenant, state[2], state[3] or '0'}
-    elseif #due == SCAN then -- so many wait for one receiver that others could stand behind them
+    elseif #due == SCAN and place > FRONT then -- so many wait for the same that others could stand behind them
       redis.call('ZADD', OUTBOX, int(now + 1000), entry)
     end
   end
