@@ -90,10 +90,10 @@ def mend(schemas: Json) -> None:
     """Say what the models leave to code: what an item is depends on the job's endpoint."""
     ways = [ref(kind.__name__) for kind in (ItemInput, PromptItem, InputItem)]
     schemas["JobInput"]["properties"]["items"]["items"] = {"anyOf": ways}
-    for kind in (JobInput, JobHead):
-        schemas[kind.__name__]["properties"]["model"] = MODEL
-    for kind in (PromptItem, InputItem):
-        schemas[kind.__name__]["additionalProperties"] = True
+    for name in ("JobInput", "JobHead"):
+        schemas[name]["properties"]["model"] = MODEL
+    for name in ("PromptItem", "InputItem"):
+        schemas[name]["additionalProperties"] = True
 
 
 def _job() -> Json:

@@ -94,14 +94,17 @@ class Ledger(LedgerReader):
             raise QuotaExceeded(text, what, never=need > most)
         return what, job.decode()
 
-    async def enter_over(self, spec: JobSpec, outcome: Outcome, *, webhook_due: bool = False) -> None:
+    async def enter_over(
+        self, spec: JobSpec, outcome: Outcome, *, webhook_due: bool = False, fields: Mapping[str, str] | None = None
+    ) -> None:
         """Enter a job that is over already: one that only the disk knows, or a batch that never began."""
+        more = [part for pair in (fields or {}).items() for part in pair]
         times = [part for name, at in outcome.times.items() for part in (name, at * 1000)]
         await self._run(
             "over", spec.id, spec.tenant, outcome.status.value, outcome.at * 1000, spec.total, outcome.completed,
             outcome.failed, spec.created_ms, spec.idempotency or "", int(webhook_due), "account", spec.account,
             "shard_size", spec.shard_items, "shards", spec.shards, "input_tokens", outcome.input_tokens,
-            "output_tokens", outcome.output_tokens, *_digests(spec), *times, *_pairs(spec),
+            "output_tokens", outcome.output_tokens, *_digests(spec), *times, *more, *_pairs(spec),
         )  # fmt: skip
 
     async def restore(self, job: str, unit: int, segment: str, records: Sequence[Record], length: int) -> None:

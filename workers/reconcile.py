@@ -17,6 +17,7 @@ from workers.draft import OUTCOME
 from workers.errors import NoSuchJob, StorageError
 from workers.job import JobSpec
 from workers.ledger import Ledger
+from workers.outbox import webhook_outcome
 from workers.store import JobFiles
 
 _EVERY = 60.0
@@ -73,8 +74,9 @@ class Reconciler:
     async def _enter(self, spec: JobSpec, files: JobFiles) -> None:
         outcome = await asyncio.to_thread(files.outcome)
         if outcome is not None:
-            due = spec.webhook is not None and not (files.path / "webhook.json").exists()
-            await self._ledger.enter_over(spec, outcome, webhook_due=due)
+            told = await asyncio.to_thread(webhook_outcome, files.path)
+            due = spec.webhook is not None and not told
+            await self._ledger.enter_over(spec, outcome, webhook_due=due, fields=told)
             await asyncio.to_thread(_tidy, files)
             return
         if not await self._ledger.hold(spec):  # its client, without an answer, asked again and was given another job

@@ -39,6 +39,8 @@ class Arm:
     """Requests at the engine, on average over `seconds`."""
     cached: float = 0.0
     """Share of the prompt tokens that the engine had in its prefix cache."""
+    steps: int = 0
+    """Steps of the engine: with as many requests in flight, more of them mean that they came one by one."""
     cpu: float | None = None
     """Processor time of the worker."""
     misses: dict[int, float | None] = field(default_factory=dict)
@@ -80,6 +82,7 @@ class Bench:
         if arm.output_tokens != sizes.items * sizes.tokens:
             raise SystemExit(f"{name}: {arm.output_tokens} output tokens instead of {sizes.items * sizes.tokens}.")
         arm.in_flight = counts.request_seconds / arm.seconds
+        arm.steps = round(counts.steps)
         arm.cached = counts.cached / counts.asked if counts.asked else 0.0
         arm.cpu = None if cpu is None or cpu_after is None else cpu_after - cpu
         return arm

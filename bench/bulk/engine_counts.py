@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
@@ -11,6 +11,7 @@ _NAMES = {
     "vllm:prefix_cache_queries_total": "asked",
     "vllm:prefix_cache_hits_total": "cached",
     "vllm:e2e_request_latency_seconds_sum": "request_seconds",
+    "vllm:iteration_tokens_total_count": "steps",
 }
 
 
@@ -24,12 +25,12 @@ class Counts:
     """Those of them that were there."""
     request_seconds: float = 0
     """How long the finished requests were at the engine, all together."""
+    steps: float = 0
+    """Steps that computed anything."""
 
     def since(self, before: Counts) -> Counts:
         """What came in between."""
-        return Counts(
-            self.asked - before.asked, self.cached - before.cached, self.request_seconds - before.request_seconds
-        )
+        return Counts(**{name: value - getattr(before, name) for name, value in asdict(self).items()})
 
 
 async def read(session: aiohttp.ClientSession, engine_url: str) -> Counts:

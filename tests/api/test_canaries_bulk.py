@@ -184,11 +184,11 @@ async def test_webhooks(door: Door, client: httpx.AsyncClient, logs: io.StringIO
     said = [answer(404, f"x-{WORD}: {WORD}", f"location: /{WORD}", f"set-cookie: {WORD}=1"), WORD.encode() * 99,
             answer(200, f"content-type: {WORD}", f"content-encoding: {WORD}")]  # fmt: skip
     async with receiving() as receiver:
+        url = f"{receiver.url}/{WORD}?{WORD}={WORD}"
         for reply in said:
             receiver.reply = reply
-            url = f"{receiver.url}/{WORD}?{WORD}={WORD}"
-            told = (await client.post("/webhooks/test", json={"url": url})).json()
-        assert told["delivered"]
+            told = await client.post("/webhooks/test", json={"url": url})
+        assert told.json()["delivered"]
         body = {"model": "tiny", "items": ITEMS[:1], "webhook": url, "name": WORD}
         job = (await client.post("/jobs", json=body)).json()["id"]
         await asyncio.wait_for(door.drain(), 60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 
 import httpx
@@ -26,7 +27,11 @@ ROUTES = [
     ("GET", "/v1/models"), ("GET", "/v1/models/tiny"), ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"),
     ("POST", "/v1/responses"), ("POST", "/v1/embeddings"), ("POST", "/jobs"), ("GET", "/jobs"),
     ("GET", "/jobs/job_" + "0" * 32), ("GET", "/jobs/job_" + "0" * 32 + "/results"),
-    ("POST", "/jobs/job_" + "0" * 32 + "/cancel"), ("GET", "/nothing"), ("GET", "/docs"), ("GET", "/openapi.json"),
+    ("POST", "/jobs/job_" + "0" * 32 + "/cancel"), ("POST", "/jobs/job_" + "0" * 32 + "/retry"),
+    ("GET", "/jobs/job_" + "0" * 32 + "/events"), ("DELETE", "/jobs/job_" + "0" * 32), ("POST", "/v1/files"),
+    ("GET", "/v1/files"), ("GET", "/v1/files/file-" + "0" * 32 + "/content"), ("POST", "/v1/batches"),
+    ("GET", "/v1/batches/batch_" + "0" * 32), ("GET", "/webhooks/secret"), ("POST", "/webhooks/test"),
+    ("GET", "/nothing"), ("GET", "/docs"), ("GET", "/openapi.json"),
 ]  # fmt: skip
 
 
@@ -170,6 +175,18 @@ async def test_unknown_addresses_and_methods_have_openais_shape(door: Door) -> N
             response = await client.request(method, path)
             assert response.status_code == status
             assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_metrics_name_routes_and_no_ids(door: Door) -> None:
+    async with door.client() as client:
+        for method, path in ROUTES:
+            await client.request(method, path)
+            await client.request(method, f"{path}/x?after=y")
+    text = door.gateway.metrics.render()[0].decode()
+    assert 'route="/v1/files/{file_id}/content"' in text
+    assert 'route="/jobs/{job_id}/events"' in text
+    assert "0000000" not in text
+    assert len(set(re.findall(r'route="([^"]*)"', text))) <= len(ROUTES)
 
 
 async def test_open_mode_takes_any_key(settings: ApiSettings, engine: FakeEngine) -> None:

@@ -25,7 +25,6 @@ SECONDS = int(os.environ.get("VELOCITY_FUZZ_SECONDS", "300"))
 """How long it may take; by default it is a fixed number of requests, which a slow machine can do in that time."""
 EXTENT = ["--max-time", str(SECONDS)] if LONG else ["--max-examples", "4", "--seed", "1"]
 EACH = 12
-UNLUCKY: set[tuple[str, str]] = set()
 CHECKS = (
     # Not those of what must be accepted or refused: that is the engine's to decide, and pydantic reads "1" as 1.
     "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance",
@@ -64,13 +63,15 @@ async def things(door: Door, key: str) -> Things:
     item = {"messages": [{"role": "user", "content": "hi"}]}
     failing = {"messages": [{"role": "user", "content": "status 400"}]}
     line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": MODEL, **item}}
-    made: Things = {"job_id": [], "batch_id": [], "file_id": [], "model": [MODEL, f"vllm/{MODEL}"]}
+    made: Things = {"job_id": [], "batch_id": [], "file_id": [], "name": [MODEL],
+                    "model": [MODEL, f"vllm/{MODEL}"]}  # fmt: skip
     async with door.client(key) as client:
         for _ in range(EACH):
             job = {"model": MODEL, "items": [{"id": "a", **item}, {"id": "b", **failing}]}
             made["job_id"].append((await client.post("/jobs", json=job)).json()["id"])
-            form = {"data": {"purpose": "batch"}, "files": {"file": ("in.jsonl", orjson.dumps(line))}}
-            made["file_id"].append((await client.post("/v1/files", **form)).json()["id"])
+            file = {"file": ("in.jsonl", orjson.dumps(line))}
+            sent = await client.post("/v1/files", data={"purpose": "batch"}, files=file)
+            made["file_id"].append(sent.json()["id"])
             asked = {"input_file_id": made["file_id"][-1], "endpoint": line["url"], "completion_window": "24h"}
             made["batch_id"].append((await client.post("/v1/batches", json=asked)).json()["id"])
         await door.drain()
@@ -88,9 +89,12 @@ def with_things(content: Any, there: Things) -> Any:
     fresh = {name: with_things(value, there) for name, value in content.items()}
     properties = fresh.get("properties")
     if isinstance(properties, dict):
-        asked_for = {name: properties[name] for name in ("model", "input_file_id", "url") if name in properties}
-        for name in asked_for.keys() & there.keys():
+        asked_for = {"model", "input_file_id"} | ({"url"} if len(properties) == 1 else set())
+        for name in asked_for & properties.keys():
             properties[name] = {"type": "string", "enum": there[name]}
+        if "role" in properties:  # a message: without this the engine would refuse nearly all of them
+            properties["content"] = {"type": "string", "maxLength": 9}
+            fresh["required"] = [*fresh["required"], "content"]
     if fresh.get("in") in {"path", "query"} and fresh.get("name") in there:
         fresh["schema"] = {"anyOf": [{"type": "string", "enum": there[fresh["name"]]}, fresh["schema"]]}
     return fresh
@@ -100,7 +104,8 @@ def went_well(door: Door) -> set[tuple[str, str]]:
     """Methods and routes that have answered with 2xx."""
     families = text_string_to_metric_families(door.gateway.metrics.render()[0].decode())
     samples = (sample.labels for family in families for sample in family.samples if "requests_total" in sample.name)
-    return {(labels["method"], labels["route"]) for labels in samples if labels["status"].startswith("2")}
+    good = [labels for labels in samples if labels["status"].startswith("2")]
+    return {(labels["method"], labels["route"].replace(":path}", "}")) for labels in good}
 
 
 async def schemathesis(document: Path, url: str, key: str) -> tuple[int, str]:
@@ -146,7 +151,7 @@ async def test_nothing_that_is_sent_makes_it_fail(settings: ApiSettings, tmp_pat
     wanted = sum(len(item) for item in content["paths"].values())
     assert re.search(rf"Tested: {wanted}\b", said), said
     assert int(re.findall(r"(\d+) generated", said)[0]) > 5 * wanted, said
-    assert {(method.upper(), path) for path, item in content["paths"].items() for method in item} - answered <= UNLUCKY
+    assert {(method.upper(), path) for path, item in content["paths"].items() for method in item} <= answered
     assert receiver.events
     endpoints = {"messages", "prompt", "input"}
     assert all(any(field in request for request in engine.requests) for field in endpoints)  # it got that far

@@ -195,7 +195,10 @@ async def hasty(settings: ApiSettings, engine: FakeEngine) -> AsyncIterator[Door
         yield door
 
 
-ROOM = [("/v1/chat/completions", 100_000), ("/v1/embeddings", 100_000), ("/jobs", 200_000), ("/admin/keys", 65_536)]
+ROOM = [
+    ("/v1/chat/completions", 100_000), ("/v1/embeddings", 100_000), ("/jobs", 200_000), ("/admin/keys", 65_536),
+    ("/v1/batches", 131_072), ("/webhooks/test", 16_384),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("counted", [True, False])
@@ -231,7 +234,7 @@ async def test_a_length_is_only_a_hint(door: Door, hasty: Door) -> None:
 
 async def test_slow_bodies_are_given_up(hasty: Door) -> None:
     for head in (b"Content-Length: 10\r\n", CHUNKED):
-        for path in (b"/v1/chat/completions", b"/jobs"):
+        for path in (b"/v1/chat/completions", b"/jobs", b"/v1/batches", b"/webhooks/test"):
             said = await talk(hasty, post(hasty, head, b"1\r\n{\r\n").replace(b"/v1/chat/completions", path))
             assert statuses(said) == [408]
             assert b"request_timeout" in said  # and then the connection ended, or this would not have returned

@@ -128,7 +128,9 @@ async def test_what_was_over_is_over(ledger: Ledger, redis: Redis, tmp_path: Pat
     told, _ = await submitted(ledger, tmp_path, webhook=webhook)
     await finish(ledger, tmp_path, files)
     await finish(ledger, tmp_path, JobFiles(tmp_path, TENANT, told.id))
-    (JobFiles(tmp_path, TENANT, told.id).path / "webhook.json").write_bytes(b"{}")
+    (JobFiles(tmp_path, TENANT, told.id).path / "webhook.json").write_bytes(
+        b'{"status": "delivered", "attempts": 2, "error": null}'
+    )
     before = await ledger.job(TENANT, spec.id)
     await redis.flushall()
     assert await Reconciler(ledger, tmp_path).reconcile() == (2, 0)
@@ -136,6 +138,8 @@ async def test_what_was_over_is_over(ledger: Ledger, redis: Redis, tmp_path: Pat
     assert (after.status, after.completed, after.output_tokens) == (before.status, 24, before.output_tokens)
     assert after.times["completed_at"] - before.times["completed_at"] in {-1, 0}
     assert await redis.zrange("velocity:outbox", 0, -1) == [f"{TENANT}/{spec.id}".encode()], "told twice, or never"
+    known = await ledger.job(TENANT, told.id)
+    assert (known.webhook_status, known.webhook_attempts) == ("delivered", 2)
     again = spec.model_copy(update={"id": new_id("job")})
     assert await ledger.submit(again, BulkQuota()) == spec.id
 
