@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from workers.errors import StorageError
+from workers.errors import NoSuchJob, StorageError
 from workers.job import JobState, Record
 from workers.ledger import Ledger
 from workers.store import JobFiles
@@ -46,7 +46,7 @@ class Results:
             (segments,) = await self._ledger.segments(self._job.id, [unit])
             try:
                 records = await asyncio.to_thread(self._files.committed, segments)
-            except StorageError:
+            except (StorageError, NoSuchJob):
                 return
             wanted = range(max(self._next, unit * size), min(end, (unit + 1) * size))
             block = [records[index] for index in wanted if index in records]

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from engine import log
 from engine.client import EngineClient
-from workers.errors import LedgerUnavailable, StorageError
+from workers.errors import LedgerUnavailable, NoSuchJob, StorageError
 from workers.finalizer import Finalizer
 from workers.job import FINAL, LANE, QUARANTINE
 from workers.ledger import Ledger
@@ -99,7 +99,7 @@ class Pump:
             error = task.exception()
             if error is None:
                 continue
-            if isinstance(error, LedgerUnavailable | StorageError):
+            if isinstance(error, LedgerUnavailable | StorageError | NoSuchJob):
                 logger.warning("unit_abandoned", reason=str(error))
             elif isinstance(error, Exception):
                 logger.error("unit_failed", flow=shard and shard.flow, exc_info=error)

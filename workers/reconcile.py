@@ -68,7 +68,10 @@ class Reconciler:
                 except (StorageError, NoSuchJob) as error:
                     logger.warning("job_unreadable", job=path.name, reason=str(error))
         for spec, files in sorted(missing, key=lambda job: job[0].created):
-            await self._enter(spec, files)
+            try:
+                await self._enter(spec, files)
+            except (StorageError, NoSuchJob) as error:
+                logger.warning("job_unreadable", job=spec.id, reason=str(error))
         return len(missing), young
 
     async def _enter(self, spec: JobSpec, files: JobFiles) -> None:

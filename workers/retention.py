@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from engine import log
-from workers.errors import NoSuchFile, StorageError
+from workers.errors import NoSuchFile, NoSuchJob, StorageError
 from workers.files import Files
 from workers.ledger import Ledger
 from workers.store import JobFiles, empty
@@ -51,7 +51,7 @@ async def delete(ledger: Ledger, data_dir: Path, tenant: str, job: str) -> None:
 
 def _discard(data_dir: Path, tenant: str, job: str) -> None:
     files = JobFiles(data_dir, tenant, job)
-    with suppress(StorageError):  # nothing is there any more: it was deleted before
+    with suppress(StorageError, NoSuchJob):  # it was deleted before
         spec = files.spec()
         if spec.batch:
             Files(data_dir).delete_outputs(spec)

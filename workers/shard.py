@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from engine import log
-from workers.errors import LedgerUnavailable, StorageError
+from workers.errors import LedgerUnavailable, NoSuchJob, StorageError
 from workers.job import QUARANTINE, Item, Lease, Record
 from workers.ledger import Ledger, Verdict
 from workers.request import Requester
@@ -73,7 +73,7 @@ class ShardRun:
             with self._files.segment(self._lease.segment) as segment:
                 verdict = await self._commit_until_over(segment, feeder)
             how = "cured" if self._cured else "idle"
-        except (LedgerUnavailable, StorageError, asyncio.CancelledError):
+        except (LedgerUnavailable, StorageError, NoSuchJob, asyncio.CancelledError):
             how = "idle"
             raise
         finally:

@@ -72,9 +72,20 @@ class JobFiles:
         for path in (self.path, self.path.with_suffix(".draft")):
             shutil.rmtree(path, ignore_errors=True)
 
+    @contextmanager
+    def _storage(self, what: str) -> Iterator[None]:
+        """Raises StorageError that says what could not be done; NoSuchJob if the job was deleted meanwhile."""
+        try:
+            with durable.storage(what):
+                yield
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError) and not self.path.exists():
+                raise NoSuchJob(f"There is no job {self.path.name!r}.") from None
+            raise
+
     def spec(self) -> JobSpec:
         """What was asked for."""
-        with durable.storage("The job can't be read"):
+        with self._storage("The job can't be read"):
             return JobSpec.model_validate_json((self.path / "job.json").read_bytes())
 
     def plan(self, first: int, count: int) -> list[int]:
@@ -101,7 +112,7 @@ class JobFiles:
 
     def ids(self) -> Iterator[str]:
         """Every item's id, in input order."""
-        with durable.storage(_INPUT), (self.path / "input.jsonl").open("rb") as lines:
+        with self._storage(_INPUT), (self.path / "input.jsonl").open("rb") as lines:
             for line in lines:
                 yield orjson.loads(line)["id"]
 
@@ -118,7 +129,7 @@ class JobFiles:
     @contextmanager
     def _input(self) -> Iterator[tuple[BinaryIO, Callable[[int, int], list[int]]]]:
         with (
-            durable.storage(_INPUT),
+            self._storage(_INPUT),
             (self.path / "input.index").open("rb") as index,
             (self.path / "input.jsonl").open("rb") as lines,
         ):
@@ -134,7 +145,7 @@ class JobFiles:
 
     def cancel(self) -> None:
         """Make its owner's wish to end it durable."""
-        with durable.storage("The job can't be cancelled"):
+        with self._storage("The job can't be cancelled"):
             durable.replace(self.path / "cancelled", b"")
 
     @property
@@ -144,7 +155,7 @@ class JobFiles:
 
     def write_outcome(self, outcome: Outcome) -> None:
         """The job is over, for good; its result files are in place."""
-        with durable.storage("The job's outcome can't be written"):
+        with self._storage("The job's outcome can't be written"):
             durable.replace(self.path / OUTCOME, outcome.model_dump_json().encode())
 
     def outcome(self) -> Outcome | None:
@@ -164,7 +175,7 @@ class JobFiles:
         """Records in the committed parts of a shard's segments by item index, in the order in which they finished."""
         found: dict[int, Record] = {}
         for name in sorted(segments, key=age):
-            with durable.storage("The job's results can't be read"), (self.path / "seg" / name).open("rb") as file:
+            with self._storage("The job's results can't be read"), (self.path / "seg" / name).open("rb") as file:
                 for line in file.read(segments[name]).splitlines():
                     record = decode(line)
                     found.setdefault(record.index, replace(record, nth=len(found)))
@@ -179,7 +190,7 @@ class JobFiles:
         for name in sorted(names, key=age):
             records: list[Record] = []
             length = 0
-            with durable.storage("The job's results can't be read"), (self.path / "seg" / name).open("rb") as file:
+            with self._storage("The job's results can't be read"), (self.path / "seg" / name).open("rb") as file:
                 for line in file:
                     try:
                         record = decode(line)
@@ -199,7 +210,7 @@ class JobFiles:
         drafts = {path: path.with_suffix(f".{owner}.draft") for path in (self.output, self.errors)}
         output, errors = drafts.values()
         with (
-            durable.storage("The job's results can't be written"),
+            self._storage("The job's results can't be written"),
             durable.new_file(output) as good,
             durable.new_file(errors) as bad,
         ):
@@ -207,7 +218,7 @@ class JobFiles:
                 durable.write_all(good if record.ok else bad, encode(record) + b"\n")
 
         def publish() -> None:
-            with durable.storage("The job's results can't be put into place"):
+            with self._storage("The job's results can't be put into place"):
                 for path, draft in drafts.items():
                     draft.rename(path)
                 durable.sync_directory(self.path)
@@ -225,13 +236,13 @@ class JobFiles:
 
     def completed(self) -> set[int]:
         """Items of a finished job that have a result."""
-        with durable.storage("The job's results can't be read"), self.output.open("rb") as lines:
+        with self._storage("The job's results can't be read"), self.output.open("rb") as lines:
             return {decode(line).index for line in lines}
 
     def results(self, after: int) -> Iterator[Record]:
         """Records of a finished job in input order, from the one after index `after` on."""
         with (
-            durable.storage("The job's results can't be read"),
+            self._storage("The job's results can't be read"),
             self.output.open("rb") as good,
             self.errors.open("rb") as bad,
         ):

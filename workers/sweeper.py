@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from engine import log
 from workers import redis_keys, tickets
-from workers.errors import LedgerUnavailable, StorageError
+from workers.errors import LedgerUnavailable, NoSuchJob, StorageError
 from workers.job import FINAL, LANE, QUARANTINE
 from workers.ledger import Ledger
 from workers.redis import translated
@@ -69,7 +69,7 @@ class Sweeper:
             if self._leading:
                 try:
                     await chore.step()
-                except (LedgerUnavailable, StorageError) as error:
+                except (LedgerUnavailable, NoSuchJob, StorageError) as error:
                     logger.warning("chore_failed", chore=chore.name, reason=str(error))
             await asyncio.sleep(chore.seconds)
 

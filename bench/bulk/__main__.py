@@ -28,7 +28,7 @@ _ARMS = ("direct", "jobs")
 def main() -> None:
     """Run all rounds and print what came out."""
     options = _options()
-    plain = Sizes(options.items, options.tokens, options.words)
+    plain = Sizes(options.items, options.tokens, options.words, options.spread)
     kinds = {"": (plain, options.rounds)}
     if options.prefixes:
         shared = replace(plain, prefixes=options.prefixes, prefix_words=options.prefix_words)
@@ -38,7 +38,9 @@ def main() -> None:
     with _stack(options) as stack:
         bench = Bench(stack, options.model, options.concurrency, options.direct_priority)
         for kind, (sizes, rounds) in kinds.items():
-            print(f"{sizes.items} items of {sizes.tokens} tokens, {options.concurrency} in flight{kind}")
+            print(
+                f"{sizes.items} items of {sizes.tokens} ± {sizes.spread:.0%} tokens, {options.concurrency} in flight{kind}"
+            )
             found = asyncio.run(_rounds(bench, sizes, rounds, options.concurrency))
             print(summary(found), end="\n\n", flush=True)
         if (peak := stack.peak_memory()) is not None:
@@ -78,8 +80,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--worker", type=int, help="with --url: process id of its worker, to measure that too")
     parser.add_argument("--model", default="velocity-30b")
     parser.add_argument("--concurrency", type=int, default=16)
-    parser.add_argument("--items", type=int, default=160, help="of each arm")
-    parser.add_argument("--tokens", type=int, default=32, help="output tokens of each item")
+    parser.add_argument("--items", type=int, default=240, help="of each arm")
+    parser.add_argument("--tokens", type=int, default=32, help="output tokens of an item, on average")
+    parser.add_argument("--spread", type=float, default=0.5, help="share by which items are shorter or longer")
     parser.add_argument("--words", type=int, default=24, help="of each prompt")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prefixes", type=int, default=4, help="system prompts of the second part; 0 leaves it out")

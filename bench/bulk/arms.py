@@ -14,10 +14,10 @@ from bench.bulk.items import Sizes, make
 from bench.bulk.stack import Stack
 
 _SHARES = (25, 50, 75)
-_POLL, _FINE_POLL = 0.5, 0.05
+_POLL, _FINE_POLL = 1.0, 0.1
 _TRIES = 10
-_FINE_ITEMS = 64
-"""So near the end progress is asked for often: a question costs the cores that the engine uses."""
+_LAST_COMMIT = 32
+"""So near the end progress is asked for often, and before seldom: a question costs the cores that the engine uses."""
 
 clock = time.perf_counter
 
@@ -70,17 +70,17 @@ class Bench:
     async def run(self, name: str, sizes: Sizes) -> Arm:
         """One arm, `direct` or `jobs`. Ends the program if an item fails or has not the length that was asked for."""
         self._salt += 1
-        prompts = make(sizes, self._salt)
+        requests = make(sizes, self._salt)
         arm = Arm(name)
         timeout = aiohttp.ClientTimeout(total=None)
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
             before = await engine_counts.read(session, self._stack.engine_url)
             cpu = self._stack.cpu_seconds()
-            await (self._direct if name == "direct" else self._jobs)(session, sizes, prompts, arm)
+            await (self._direct if name == "direct" else self._jobs)(session, sizes, requests, arm)
             cpu_after = self._stack.cpu_seconds()
             counts = (await engine_counts.read(session, self._stack.engine_url)).since(before)
-        if arm.output_tokens != sizes.items * sizes.tokens:
-            raise SystemExit(f"{name}: {arm.output_tokens} output tokens instead of {sizes.items * sizes.tokens}.")
+        if arm.output_tokens != (due := sum(sizes.lengths)):
+            raise SystemExit(f"{name}: {arm.output_tokens} output tokens instead of {due}.")
         arm.in_flight = counts.request_seconds / arm.seconds
         arm.steps = round(counts.steps)
         arm.cached = counts.cached / counts.asked if counts.asked else 0.0
@@ -88,17 +88,17 @@ class Bench:
         return arm
 
     async def _direct(
-        self, session: aiohttp.ClientSession, sizes: Sizes, prompts: list[list[dict[str, str]]], arm: Arm
+        self, session: aiohttp.ClientSession, sizes: Sizes, requests: list[dict[str, Any]], arm: Arm
     ) -> None:
         """A closed loop, as `vllm bench serve --max-concurrency` has it: whoever is answered sends the next one."""
         common = {"model": self._model, "stream": False, "priority": self._priority, **sizes.defaults}
-        left = iter(prompts)
+        left = iter(requests)
         began = clock()
 
         async def client() -> None:
-            for messages in left:
+            for request in left:
                 answer = await self._ask(
-                    session, "POST", f"{self._stack.engine_url}/v1/chat/completions", {**common, "messages": messages}
+                    session, "POST", f"{self._stack.engine_url}/v1/chat/completions", {**common, **request}
                 )
                 arm.input_tokens += answer["usage"]["prompt_tokens"]
                 arm.output_tokens += answer["usage"]["completion_tokens"]
@@ -109,10 +109,10 @@ class Bench:
         arm.seconds = arm.whole = clock() - began
 
     async def _jobs(
-        self, session: aiohttp.ClientSession, sizes: Sizes, prompts: list[list[dict[str, str]]], arm: Arm
+        self, session: aiohttp.ClientSession, sizes: Sizes, requests: list[dict[str, Any]], arm: Arm
     ) -> None:
         """The same as one job, whose progress is watched until it is completed."""
-        items = [{"id": f"{index}", "messages": messages} for index, messages in enumerate(prompts)]
+        items = [{"id": f"{index}", **request} for index, request in enumerate(requests)]
         body = {"name": "bench", "model": self._model, "defaults": sizes.defaults, "items": items}
         estimates: dict[int, float | None] = {}
         began = clock()
@@ -122,7 +122,7 @@ class Bench:
             left = _left(job)
             if left:
                 _note_estimates(job, estimates)
-            await asyncio.sleep(_POLL if left > self._concurrency + _FINE_ITEMS else _FINE_POLL)
+            await asyncio.sleep(_POLL if left > max(2 * self._concurrency, _LAST_COMMIT) else _FINE_POLL)
             job = await self._ask(session, "GET", f"{self._stack.url}/jobs/{job['id']}")
             if not _left(job) and not arm.seconds:
                 arm.seconds = clock() - accepted

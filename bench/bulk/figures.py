@@ -12,7 +12,8 @@ def line(number: int, arm: Arm) -> str:
     """One arm of one round."""
     text = (
         f"  round {number} {arm.name:6} {arm.rate:8.1f} tokens/s in {arm.seconds:6.2f} s   "
-        f"in flight {arm.in_flight:6.2f}   steps {arm.steps:5,d}   prompt tokens {arm.input_tokens:7,d}, cached {arm.cached:5.1%}"
+        f"in flight {arm.in_flight:6.2f}   steps {arm.steps:5,d}   "
+        f"prompt tokens {arm.input_tokens:7,d}, cached {arm.cached:5.1%}"
     )
     if arm.name == "direct":
         return text

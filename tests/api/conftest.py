@@ -42,11 +42,11 @@ class Door:
     def client(self, key: str | None = None) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=self.url, headers={"authorization": f"Bearer {key or self.key}"})
 
-    async def drain(self) -> None:
-        """What a worker does with one ticket."""
+    async def drain(self, stop: threading.Event | None = None) -> None:
+        """What a worker does with one ticket, or until it is told to stop."""
         redis = connect(self.settings.redis_url, 5)
         async with EngineClient(self.settings.engine_url) as engine:
-            await Pump(Ledger(redis), engine, self.settings).drain(threading.Event())
+            await Pump(Ledger(redis), engine, self.settings).drain(stop or threading.Event())
         await redis.aclose()
 
 
@@ -80,7 +80,7 @@ def settings(clean_redis: str, engine: FakeEngine, tmp_path: Path) -> ApiSetting
     return ApiSettings(
         redis_url=clean_redis, engine_url=engine.url, data_dir=tmp_path, shard_items=8, lease_seconds=2,
         retry_backoff=0.01, head_wait=0.2, ping_interval=0.2, stall_timeout=0.5, first_token_timeout=2,
-        shutdown_seconds=1, limiter_timeout=0.5,
+        shutdown_seconds=1, limiter_timeout=0.5, drain_seconds=0.2,
     )  # fmt: skip
 
 

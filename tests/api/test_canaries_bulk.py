@@ -47,6 +47,7 @@ async def door(settings: ApiSettings, engine: FakeEngine, logs: io.StringIO) -> 
 async def client(door: Door) -> AsyncIterator[httpx.AsyncClient]:
     async with door.client() as client:
         client.headers.update(HEADERS)
+        client.timeout = httpx.Timeout(60)  # large inputs are read by another process, which has to begin
         yield client
 
 

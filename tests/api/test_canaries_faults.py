@@ -144,6 +144,7 @@ async def test_a_fault_of_bulk_says_where_and_not_what(door: Door, logs: io.Stri
         "/webhooks/test": {"json": {"url": f"https://{WORD}.invalid/"}},
     }  # fmt: skip
     async with door.client() as client:
+        client.timeout = httpx.Timeout(60)  # another process has to begin
         file = (await client.post("/v1/files", **bodies["/v1/files"])).json()["id"]
         asked = {"input_file_id": file, "endpoint": CHAT_LINE["url"], "completion_window": "24h"}
         bodies["/v1/batches"] = {"json": {**asked, "metadata": {WORD: WORD}}}

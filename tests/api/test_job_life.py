@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -37,21 +38,22 @@ async def read_events(door: Door, job_id: str, last: str | None = None) -> list[
         return [event async for event in sse(client, job_id, last)]
 
 
-_tasks: list[asyncio.Task[None]] = []
+_tasks: list[tuple[asyncio.Task[None], threading.Event]] = []
 
 
 def drained(door: Door) -> asyncio.Task[None]:
     """A worker's drain beside the test, which ends with it, also after a failure."""
-    _tasks.append(asyncio.create_task(door.drain()))
-    return _tasks[-1]
+    stop = threading.Event()
+    _tasks.append((asyncio.create_task(door.drain(stop)), stop))
+    return _tasks[-1][0]
 
 
 @pytest.fixture(autouse=True)
 async def drains_end() -> AsyncIterator[None]:
     yield
     while _tasks:
-        task = _tasks.pop()
-        task.cancel()
+        task, stop = _tasks.pop()
+        stop.set()
         await asyncio.wait([task])
 
 

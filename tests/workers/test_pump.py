@@ -78,7 +78,7 @@ async def engine() -> AsyncIterator[MortalEngine]:
 def settings(clean_redis: str, engine: MortalEngine, tmp_path: Path) -> WorkerSettings:
     return WorkerSettings(
         redis_url=clean_redis, engine_url=engine.url, data_dir=tmp_path, shard_items=8, bulk_window=4, lease_seconds=2,
-        retry_backoff=0.01,
+        retry_backoff=0.01, drain_seconds=0.2,
     )  # fmt: skip
 
 
@@ -92,7 +92,6 @@ async def draining(ledger: Ledger, settings: WorkerSettings) -> AsyncIterator[as
             yield task
         finally:
             stop.set()
-            task.cancel()
             await asyncio.wait([task])
 
 
