@@ -38,9 +38,8 @@ def main() -> None:
     with _stack(options) as stack:
         bench = Bench(stack, options.model, options.concurrency, options.direct_priority)
         for kind, (sizes, rounds) in kinds.items():
-            print(
-                f"{sizes.items} items of {sizes.tokens} ± {sizes.spread:.0%} tokens, {options.concurrency} in flight{kind}"
-            )
+            lengths = f"{sizes.tokens} ± {sizes.spread:.0%} tokens"
+            print(f"{sizes.items} items of {lengths}, {options.concurrency} in flight{kind}")
             found = asyncio.run(_rounds(bench, sizes, rounds, options.concurrency))
             print(summary(found), end="\n\n", flush=True)
         if (peak := stack.peak_memory()) is not None:

@@ -56,13 +56,13 @@ async def front_door(settings: ApiSettings, engine: FakeEngine) -> AsyncIterator
         async with Gateway.opened(settings) as gateway:
             server = Server(config(gateway))
             serving = asyncio.create_task(server.serve(sockets=[bound]))
-            async with asyncio.timeout(30):
-                while not server.started:
-                    if serving.done():
-                        serving.result()
-                    await asyncio.sleep(0.01)
-            key = "none" if settings.open else (await gateway.keys.create(Terms(name="test")))[1]
             try:
+                async with asyncio.timeout(30):
+                    while not server.started:
+                        if serving.done():
+                            serving.result()
+                        await asyncio.sleep(0.01)
+                key = "none" if settings.open else (await gateway.keys.create(Terms(name="test")))[1]
                 yield Door(f"http://127.0.0.1:{bound.getsockname()[1]}", settings, gateway, engine, key)
             finally:
                 server.should_exit = True
