@@ -37,17 +37,21 @@ class Cursor:
 
     def __init__(self, job: JobState, text: str | None) -> None:
         self._job = job
+        self._whole = 0
+        """Shards from the first on of which everything was sent."""
         self._sent: Counter[int] = Counter()
+        """Items sent of the shards from there on."""
         if not text:
             return
         found = _CURSOR.fullmatch(text)
         if found is None:
             raise ApiError(400, "Last-Event-ID is not the id of an event of this job.", param="last-event-id")
-        self._sent.update({unit: self.size(unit) for unit in range(min(int(found[1]), job.shards))})
+        self._whole = min(int(found[1]), job.shards)
         for part in (found[2] or "").split(","):
             if part:
                 unit, count = part.split(":")
-                self._sent[int(unit)] = int(count)
+                if int(unit) >= self._whole:
+                    self._sent[int(unit)] = int(count)
 
     def size(self, unit: int) -> int:
         """Items of a shard."""
@@ -55,18 +59,20 @@ class Cursor:
 
     def sent(self, unit: int) -> int:
         """Items of a shard that were sent."""
-        return self._sent[unit]
+        return self.size(unit) if unit < self._whole else self._sent.get(unit, 0)
 
     def advance(self, unit: int) -> str:
         """One more; returns the cursor after it."""
         self._sent[unit] += 1
-        whole = next((unit for unit in range(self._job.shards) if not self.done(unit)), self._job.shards)
-        parts = ",".join(f"{unit}:{self._sent[unit]}" for unit in sorted(self._sent) if unit >= whole)
-        return f"{whole};{parts}" if parts else str(whole)
+        while self._whole < self._job.shards and self.done(self._whole):
+            self._sent.pop(self._whole)
+            self._whole += 1
+        parts = ",".join(f"{unit}:{count}" for unit, count in sorted(self._sent.items()))
+        return f"{self._whole};{parts}" if parts else str(self._whole)
 
     def done(self, unit: int) -> bool:
         """Whether all of a shard was sent."""
-        return self._sent[unit] >= self.size(unit)
+        return self.sent(unit) >= self.size(unit)
 
 
 class Events:

@@ -10,7 +10,7 @@ from api.errors import ApiError
 from api.gateway import Gateway
 from api.job_input import window_seconds
 from api.keys import Key
-from api.submission import require_room, submit
+from api.submission import require_room, submit, written
 from workers.job import JobSpec, JobState, new_id
 from workers.store import JobFiles, encode_item
 
@@ -31,6 +31,7 @@ async def retry(gateway: Gateway, key: Key, job: JobState) -> JobState:
     data_dir = gateway.settings.data_dir
     files = JobFiles(data_dir, job.tenant, job.id)
     old = await asyncio.to_thread(files.spec)
+    await gateway.watch.resolve(old.model, key)  # this key too must be allowed to use it
     now = time.time()
     count = job.total - job.completed
     spec = old.model_copy(
@@ -45,10 +46,11 @@ async def retry(gateway: Gateway, key: Key, job: JobState) -> JobState:
     earlier = await require_room(gateway, key, spec)
     if earlier is not None:
         return earlier
-    await asyncio.to_thread(_write, files, JobFiles(data_dir, spec.tenant, spec.id), spec)
-    made = await submit(gateway, key, spec)
-    await gateway.ledger.link_retry(job.id, made.id)
-    return made
+    size = await asyncio.to_thread(files.input_bytes)
+    await gateway.pressure.require_room(size)
+    target = JobFiles(data_dir, spec.tenant, spec.id)
+    await written(gateway, spec, gateway.intake.run(size, _write, files, target, spec))
+    return await submit(gateway, key, spec)
 
 
 def _write(source: JobFiles, target: JobFiles, spec: JobSpec) -> None:

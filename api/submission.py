@@ -49,9 +49,7 @@ async def require_room(gateway: Gateway, key: Key, spec: JobSpec) -> JobState | 
     an Idempotency-Key may not be there again yet.
     """
     if spec.idempotency and not await gateway.ledger.remembers():
-        raise LedgerUnavailable(
-            "Redis has lost its data; which Idempotency-Keys came before is known in a moment."
-        )
+        raise LedgerUnavailable("Redis has lost its data; which Idempotency-Keys came before is known in a moment.")
     async with _counted(gateway, key):
         earlier = await gateway.ledger.require_room(spec, quota_of(key))
     return None if earlier is None else await gateway.ledger.job(key.tenant, earlier)
@@ -133,10 +131,11 @@ async def _counted(gateway: Gateway, key: Key) -> AsyncIterator[None]:
         yield
     except QuotaExceeded as error:
         gateway.metrics.refused(Refusal(f"bulk_{error.what}"))
-        queued, rate = await gateway.ledger.bulk()
-        active = [job for job in await gateway.ledger.jobs(key.tenant, _LOOK_AT, None) if not job.status.terminal]
-        seconds = [seconds_left(job.left, job.rate, queued, rate) for job in active]
-        known = [left for left in seconds if left is not None]
-        if known:
-            error.seconds = min(max(min(known), 1.0), _LONGEST_WAIT)
+        with suppress(LedgerUnavailable):  # it is refused all the same
+            queued, rate = await gateway.ledger.bulk()
+            active = [job for job in await gateway.ledger.jobs(key.tenant, _LOOK_AT, None) if not job.status.terminal]
+            seconds = [seconds_left(job.left, job.rate, queued, rate) for job in active]
+            known = [left for left in seconds if left is not None]
+            if known:
+                error.seconds = min(max(min(known), 1.0), _LONGEST_WAIT)
         raise

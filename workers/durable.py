@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,10 +31,14 @@ def write_all(file: int, data: bytes) -> None:
 
 def replace(path: Path, data: bytes, mode: int = 0o640) -> None:
     """The file `path` with this content: after a crash either whole or as it was. Raises OSError."""
-    draft = path.with_name(path.name + ".draft")
-    with new_file(draft, mode) as file:
-        write_all(file, data)
-    draft.rename(path)
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}.draft")  # others may replace it at the same time
+    try:
+        with new_file(draft, mode) as file:
+            write_all(file, data)
+        draft.rename(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
     sync_directory(path.parent)
 
 

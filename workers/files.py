@@ -22,11 +22,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from workers import durable
 from workers.batch_lines import batch_line
-from workers.errors import NoSuchFile
+from workers.errors import NoSuchFile, StorageError
 from workers.job import JobSpec, is_id
 from workers.store import JobFiles
 
@@ -190,7 +190,7 @@ class Files:
         """Tenant and id of every file whose time is over, for `delete`. Reads all of them."""
         folder = self._root / "files"
         for tenant in sorted(os.listdir(folder)) if folder.exists() else ():  # noqa: PTH208 - names are all that is needed
-            for name in self._names(tenant):
+            for name in self._names(tenant) if is_id(tenant) else ():
                 file = self._read(tenant, name)
                 if file is not None and file.expires_at is not None and file.expires_at <= now:
                     yield tenant, name
@@ -255,6 +255,8 @@ class Files:
                 return File.model_validate_json((self._path(tenant, file_id) / "file.json").read_bytes())
             except FileNotFoundError:
                 return None
+            except ValidationError as error:
+                raise StorageError(f"file.json of {file_id} is damaged.") from error
 
     def _folder(self, tenant: str) -> Path:
         if not is_id(tenant):

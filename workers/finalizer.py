@@ -16,9 +16,10 @@ from workers.ledger import Ledger, Verdict
 from workers.store import JobFiles
 
 PARTS: tuple[Part, ...] = ("output", "error")
+LOST = "result_lost"
 _MISSING = {
     JobStatus.EXPIRED: ("batch_expired", "This request was not finished before the job's deadline."),
-    JobStatus.COMPLETED: ("result_lost", "The result of this request was stored and can't be found any more."),
+    JobStatus.COMPLETED: (LOST, "The result of this request was stored and can't be found any more."),
 }
 """What an item without a result gets in a job that ended so; in others it stays without one."""
 
@@ -89,12 +90,14 @@ class Merge:
         missing = _MISSING.get(self._status)
         ids, batch = self._files.ids(), self._files.spec().batch
         for unit, segments in enumerate(self._segments):
-            found = self._files.committed(segments)
+            found = self._files.committed(segments, strict=False)
             first = unit * self._job.shard_size
             for index in range(first, min(first + self._job.shard_size, self._job.total)):
                 name = next(ids)
                 record = found.get(index)
                 if record is None and missing:
+                    if missing[0] == LOST:
+                        logger.error("result_lost", job=self._job.id, item=index)
                     error = {"code": missing[0], "message": missing[1]}
                     record = Record(index, name, 0, f"{self._job.id}-{index}", error=error, nth=len(found))
                     found[index] = record

@@ -66,15 +66,12 @@ class Ledger(LedgerReader):
         verdict, job = await self._submit(spec, quota, "ask")
         return job if verdict == "known" else None
 
-    async def hold(self, spec: JobSpec) -> bool:
+    async def hold(self, spec: JobSpec) -> str:
         """Enter a job, but let none of its shards start: its results are restored before `open`.
 
-        False if its Idempotency-Key has made another job since.
+        Returns its id, or that of the job that its Idempotency-Key has made since.
         """
-        try:
-            return (await self._submit(spec, UNLIMITED, "hold"))[1] == spec.id
-        except IdempotencyConflict:
-            return False
+        return (await self._submit(spec, UNLIMITED, "hold"))[1]
 
     async def _submit(self, spec: JobSpec, quota: BulkQuota, mode: str) -> tuple[str, str]:
         most_failed = -1 if spec.max_error_rate is None else int(spec.max_error_rate * spec.total)
@@ -84,7 +81,7 @@ class Ledger(LedgerReader):
             spec.idempotency or "", spec.digest or "", quota.jobs, quota.items, quota.tokens, mode, *_pairs(spec),
         )  # fmt: skip
         what = verdict.decode()
-        if what == "conflict":
+        if what == "conflict" and mode != "hold":
             raise IdempotencyConflict("This Idempotency-Key came before, with another request. Use a new key.")
         needed = {"jobs": (1, quota.jobs), "items": (spec.total, quota.items), "tokens": (spec.tokens, quota.tokens)}
         if what in needed:
@@ -114,6 +111,10 @@ class Ledger(LedgerReader):
         await self._run(
             "restore", job, unit, segment, length, *_tokens(records), len(completed), *completed, *failed
         )  # fmt: skip
+
+    async def drop(self, tenant: str, job: str) -> None:
+        """Forget a held job whose files are gone: it was deleted while it was being restored."""
+        await self._run("drop", job, tenant)
 
     async def open(self, job: str, *, cancelled: bool) -> None:
         """Let what is left of a held job start."""
@@ -177,11 +178,6 @@ class Ledger(LedgerReader):
         """All that the data directory knows is entered."""
         with translated():
             await self._redis.set(redis_keys.RECONCILED, 1)
-
-    async def link_retry(self, job: str, retry: str) -> None:
-        """A job's failed items run again as another job."""
-        with translated():
-            await self._redis.hset(redis_keys.job(job), "retried_by", retry)
 
     async def beat(self, worker: str = "", seconds: int = 15) -> int:
         """A worker says that it lives for another `seconds`; returns how many live."""

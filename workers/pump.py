@@ -19,6 +19,7 @@ from workers.shard import ShardRun
 
 _TICK = 0.25
 _PAUSE = 1.0
+_MOST_FINALIZING = 2
 _MOST_FEEDING = 8
 """Accounts whose items take turns in one worker's window."""
 
@@ -76,10 +77,11 @@ class Pump:
         Finalizing needs no place in the window. Of an account another shard is claimed only when all the claimed ones
         are in flight; other accounts need not wait for that: places in the window are given in turn.
         """
-        lease = await self._ledger.claim(self._settings.lease_seconds, FINAL)
-        if lease is not None:
-            running[self._start(self._finalizer.run(lease))] = None
-            return True
+        if sum(shard is None for shard in running.values()) < _MOST_FINALIZING:
+            lease = await self._ledger.claim(self._settings.lease_seconds, FINAL)
+            if lease is not None:
+                running[self._start(self._finalizer.run(lease))] = None
+                return True
         feeding = {shard.flow for shard in running.values() if shard is not None and shard.feeding}
         most = 1 if self._lane == QUARANTINE else _MOST_FEEDING
         if len(feeding) >= most or (not feeding and self._window.locked()):

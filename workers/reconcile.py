@@ -9,13 +9,15 @@ import asyncio
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from engine import log
 from workers.draft import OUTCOME
 from workers.errors import NoSuchJob, StorageError
-from workers.job import JobSpec
+from workers.job import JobSpec, is_id
 from workers.ledger import Ledger
 from workers.outbox import webhook_outcome
 from workers.store import JobFiles
@@ -49,58 +51,84 @@ class Reconciler:
 
     async def reconcile(self) -> tuple[int, int]:
         """Enter what is missing. Returns how many jobs were, and how many were too young to tell."""
-        found = self._directories()
+        found = self._found()
         missing: list[tuple[JobSpec, JobFiles]] = []
         young = 0
         while chunk := await asyncio.to_thread(_take, found):
-            statuses = await self._ledger.statuses([path.name for path in chunk])
-            for path, status in zip(chunk, statuses, strict=True):
-                if status is not None and (status.terminal or not (path / OUTCOME).exists()):
-                    if status.terminal and (path / "seg").exists():  # its finalizer died before it removed them
-                        await asyncio.to_thread(_tidy, JobFiles(self._data_dir, path.parent.name, path.name))
-                    continue
-                if time.time() - _mtime(path / "job.json") < _SETTLED and status is None:
+            statuses = await self._ledger.statuses([on_disk.path.name for on_disk in chunk])
+            for on_disk, status in zip(chunk, statuses, strict=True):
+                files = JobFiles(self._data_dir, on_disk.path.parent.name, on_disk.path.name)
+                if status is not None and (status.terminal or not on_disk.over):
+                    if status.terminal and on_disk.segments:  # its finalizer died before it removed them
+                        await asyncio.to_thread(_tidy, files)
+                elif status is None and on_disk.young:
                     young += 1
-                    continue
-                try:
-                    files = JobFiles(self._data_dir, path.parent.name, path.name)
-                    missing.append((await asyncio.to_thread(files.spec), files))
-                except (StorageError, NoSuchJob) as error:
-                    logger.warning("job_unreadable", job=path.name, reason=str(error))
+                else:
+                    with _reported(on_disk.path.name):
+                        missing.append((await asyncio.to_thread(files.spec), files))
+        entered: set[str] = set()
         for spec, files in sorted(missing, key=lambda job: job[0].created):
-            try:
-                await self._enter(spec, files)
-            except (StorageError, NoSuchJob) as error:
-                logger.warning("job_unreadable", job=spec.id, reason=str(error))
+            with _reported(spec.id):
+                await self._enter(spec, files, entered)
         return len(missing), young
 
-    async def _enter(self, spec: JobSpec, files: JobFiles) -> None:
+    async def _enter(self, spec: JobSpec, files: JobFiles, entered: set[str]) -> None:
         outcome = await asyncio.to_thread(files.outcome)
         if outcome is not None:
             told = await asyncio.to_thread(webhook_outcome, files.path)
             due = spec.webhook is not None and not told
             await self._ledger.enter_over(spec, outcome, webhook_due=due, fields=told)
             await asyncio.to_thread(_tidy, files)
+            if not await asyncio.to_thread(files.path.exists):  # deleted meanwhile
+                await self._ledger.forget(spec.tenant, spec.id)
             return
-        if not await self._ledger.hold(spec):  # its client, without an answer, asked again and was given another job
-            if await asyncio.to_thread(next, files.surviving(), None) is None:
+        winner = await self._ledger.hold(spec)
+        if winner != spec.id:  # without an answer its client asked again, and was given another job
+            began = await asyncio.to_thread(next, files.surviving(), None)
+            if began is None and winner not in entered:
                 await asyncio.to_thread(files.remove)
                 return
             await self._ledger.hold(spec.model_copy(update={"idempotency": None}))
+        if not await asyncio.to_thread(files.path.exists):  # deleted before it was held
+            await self._ledger.drop(spec.tenant, spec.id)
+            return
+        entered.add(spec.id)
         segments = files.surviving()
         while segment := await asyncio.to_thread(next, segments, None):
             unit, name, records, length = segment
             await self._ledger.restore(spec.id, unit, name, records, length)
-        await self._ledger.open(spec.id, cancelled=files.cancelled)
+        await self._ledger.open(spec.id, cancelled=await asyncio.to_thread(files.is_cancelled))
 
-    def _directories(self) -> Iterator[Path]:
-        """Every job's directory. Drafts that nobody finished are removed."""
+    def _found(self) -> Iterator[_OnDisk]:
+        """Every job's directory. Drafts that nobody finished are removed, and what is no job's is passed over."""
         for tenant in (self._data_dir / "jobs").glob("*"):
-            for path in tenant.iterdir():
-                if path.suffix != ".draft":
-                    yield path
-                elif time.time() - _mtime(path) > _DRAFT_SECONDS:
+            for path in tenant.iterdir() if is_id(tenant.name) and tenant.is_dir() else ():
+                age = time.time() - _mtime(path)
+                if is_id(path.name) and path.is_dir():
+                    young = time.time() - _mtime(path / "job.json") < _SETTLED
+                    yield _OnDisk(path, (path / OUTCOME).exists(), (path / "seg").exists(), young)
+                elif path.suffix == ".draft" and age > _DRAFT_SECONDS:
                     shutil.rmtree(path, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _OnDisk:
+    """A job's directory."""
+
+    path: Path
+    over: bool
+    segments: bool
+    young: bool
+    """It may just be being entered."""
+
+
+@contextmanager
+def _reported(job: str) -> Iterator[None]:
+    """One job that can't be read keeps no other from being entered."""
+    try:
+        yield
+    except (StorageError, NoSuchJob) as error:
+        logger.warning("job_unreadable", job=job, reason=str(error))
 
 
 def _tidy(files: JobFiles) -> None:
@@ -108,12 +136,12 @@ def _tidy(files: JobFiles) -> None:
     files.drop_drafts()
 
 
-def _take(paths: Iterator[Path]) -> list[Path]:
-    return list(islice(paths, _CHUNK))
+def _take(found: Iterator[_OnDisk]) -> list[_OnDisk]:
+    return list(islice(found, _CHUNK))
 
 
 def _mtime(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return time.time()

@@ -59,7 +59,11 @@ def encode(record: Record) -> bytes:
 
 
 def decode(line: bytes) -> Record:
+    """The record of a line. Raises StorageError if the line is damaged."""
     crc, _, data = line.rstrip(b"\n").partition(b" ")
-    if int(crc, 16) != zlib.crc32(data):
-        raise StorageError("A stored result is damaged: its checksum does not match.")
-    return Record(**orjson.loads(data))
+    try:
+        if int(crc, 16) == zlib.crc32(data):
+            return Record(**orjson.loads(data))
+    except (ValueError, TypeError):
+        pass  # told below
+    raise StorageError("A stored result is damaged: its checksum does not match.")

@@ -152,6 +152,8 @@ class ShardRun:
                 raise self._fault
             if feeder.done() and (error := feeder.exception()):
                 raise error
+            if feeder.done() and not self._left and not self._requests:
+                return verdict  # all is committed, and yet the ledger misses some: it came back older. They run again
 
     async def _collect(self, seconds: float) -> list[Record]:
         """What finishes within `seconds`, or the first `_COMMIT_ITEMS` of it; with 0, all that has finished."""

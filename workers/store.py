@@ -14,14 +14,13 @@ Whatever is acknowledged was fsynced before, and its directory too. Raises Stora
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import orjson
 from pydantic import ValidationError
@@ -30,6 +29,7 @@ from workers import durable
 from workers.draft import OFFSET, OUTCOME, Draft
 from workers.errors import NoSuchJob, StorageError
 from workers.job import Item, JobSpec, Outcome, Record, is_id
+from workers.prefix import prefix_of
 from workers.segment import Segment, age, decode, encode
 
 _INPUT = "The job's input can't be read"
@@ -86,7 +86,11 @@ class JobFiles:
     def spec(self) -> JobSpec:
         """What was asked for."""
         with self._storage("The job can't be read"):
-            return JobSpec.model_validate_json((self.path / "job.json").read_bytes())
+            text = (self.path / "job.json").read_bytes()
+        try:
+            return JobSpec.model_validate_json(text)
+        except ValidationError as error:
+            raise StorageError(f"job.json of {self.path.name} is damaged.") from error
 
     def plan(self, first: int, count: int) -> list[int]:
         """In which order to run items: those that begin alike together, for the engine's prefix cache.
@@ -99,7 +103,7 @@ class JobFiles:
             lines.seek(spans[0])
             for at in range(count):
                 line = lines.read(spans[at + 1] - spans[at])
-                groups.setdefault(_prefix(orjson.loads(line)["body"]), []).append(first + at)
+                groups.setdefault(prefix_of(orjson.loads(line)["body"]), []).append(first + at)
         return [index for group in groups.values() for index in group]
 
     def item(self, index: int) -> Item:
@@ -109,6 +113,11 @@ class JobFiles:
             lines.seek(begin)
             line = orjson.loads(lines.read(end - begin))
         return Item(index, line["id"], line["body"])
+
+    def input_bytes(self) -> int:
+        """Size of the input."""
+        with self._storage(_INPUT):
+            return (self.path / "input.jsonl").stat().st_size
 
     def ids(self) -> Iterator[str]:
         """Every item's id, in input order."""
@@ -148,8 +157,7 @@ class JobFiles:
         with self._storage("The job can't be cancelled"):
             durable.replace(self.path / "cancelled", b"")
 
-    @property
-    def cancelled(self) -> bool:
+    def is_cancelled(self) -> bool:
         """Whether its owner wished it to end."""
         return (self.path / "cancelled").exists()
 
@@ -171,15 +179,31 @@ class JobFiles:
         """A segment file to append to."""
         return Segment(self.path / "seg" / name)
 
-    def committed(self, segments: Mapping[str, int]) -> dict[int, Record]:
-        """Records in the committed parts of a shard's segments by item index, in the order in which they finished."""
+    def committed(self, segments: Mapping[str, int], *, strict: bool = True) -> dict[int, Record]:
+        """Records in the committed parts of a shard's segments by item index, in the order in which they finished.
+
+        Unless `strict`, what is damaged or gone is left out.
+        """
         found: dict[int, Record] = {}
         for name in sorted(segments, key=age):
-            with self._storage("The job's results can't be read"), (self.path / "seg" / name).open("rb") as file:
-                for line in file.read(segments[name]).splitlines():
+            for line in self._lines(name, segments[name], strict=strict):
+                try:
                     record = decode(line)
-                    found.setdefault(record.index, replace(record, nth=len(found)))
+                except StorageError:
+                    if strict:
+                        raise
+                    continue
+                found.setdefault(record.index, replace(record, nth=len(found)))
         return found
+
+    def _lines(self, segment: str, length: int, *, strict: bool) -> list[bytes]:
+        try:
+            with self._storage("The job's results can't be read"), (self.path / "seg" / segment).open("rb") as file:
+                return file.read(length).splitlines()
+        except StorageError as error:
+            if strict or not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            return []
 
     def surviving(self) -> Iterator[tuple[int, str, list[Record], int]]:
         """Shard, segment name, records and valid length of every segment on the disk, oldest leases first.
@@ -194,7 +218,7 @@ class JobFiles:
                 for line in file:
                     try:
                         record = decode(line)
-                    except (StorageError, ValueError):
+                    except StorageError:
                         break
                     if not line.endswith(b"\n"):
                         break
@@ -227,8 +251,9 @@ class JobFiles:
 
     def drop_drafts(self) -> None:
         """Of finalizers that crashed or were overtaken."""
-        for draft in self.path.glob("*.draft"):
-            draft.unlink(missing_ok=True)
+        for result in (self.output, self.errors):
+            for draft in self.path.glob(f"{result.stem}.*.draft"):
+                draft.unlink(missing_ok=True)
 
     def drop_segments(self) -> None:
         """The result files have replaced them."""
@@ -265,16 +290,3 @@ def empty(trash: Path) -> None:
 def encode_item(item_id: str, body: dict[str, object]) -> bytes:
     """One line of input.jsonl."""
     return orjson.dumps({"id": item_id, "body": body}) + b"\n"
-
-
-_PREFIX_BYTES = 512
-
-
-def _prefix(body: dict[str, Any]) -> bytes:
-    """What the prompts of a group have in common: all messages but the last, or the beginning of the text."""
-    said = body.get("messages") or body.get("input") or body.get("prompt")
-    if isinstance(said, list) and said and isinstance(said[0], dict):
-        shared: object = [body.get("tools"), body.get("instructions"), said[:-1]]
-    else:
-        shared = [body.get("instructions"), str(said)[:_PREFIX_BYTES]]
-    return hashlib.blake2b(orjson.dumps(shared), digest_size=16).digest()

@@ -14,8 +14,9 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
 from engine import log
+from engine.errors import VelocityError
 from workers import redis_keys, tickets
-from workers.errors import LedgerUnavailable, NoSuchJob, StorageError
+from workers.errors import LedgerUnavailable
 from workers.job import FINAL, LANE, QUARANTINE
 from workers.ledger import Ledger
 from workers.redis import translated
@@ -69,7 +70,7 @@ class Sweeper:
             if self._leading:
                 try:
                     await chore.step()
-                except (LedgerUnavailable, NoSuchJob, StorageError) as error:
+                except (VelocityError, OSError) as error:
                     logger.warning("chore_failed", chore=chore.name, reason=str(error))
             await asyncio.sleep(chore.seconds)
 

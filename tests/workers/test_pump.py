@@ -179,6 +179,23 @@ async def test_two_accounts_take_turns_in_the_window(
         await over(ledger, large)
 
 
+async def test_items_whose_commit_redis_forgot_run_again(
+    ledger: Ledger, settings: WorkerSettings, engine: MortalEngine, redis: Redis
+) -> None:
+    engine.token_seconds = 0.05
+    files = await submitted(ledger, settings.data_dir, *["tokens 4"] * 64, shard_items=64)
+    job = files.path.name
+    async with draining(ledger, settings):
+        async with asyncio.timeout(30):
+            while not (await ledger.job(TENANT, job)).completed:
+                await asyncio.sleep(0.01)
+        await redis.delete(f"velocity:job:{job}:done")
+        await redis.hset(f"velocity:job:{job}", "completed", 0)
+        await redis.hdel(f"velocity:job:{job}:unit:0", "finished")
+        assert await over(ledger, files) is JobStatus.COMPLETED
+    assert outcomes(files) == dict.fromkeys(range(64), "ok")
+
+
 async def test_what_waits_in_memory_is_bounded(ledger: Ledger, settings: WorkerSettings, engine: MortalEngine) -> None:
     settings = settings.model_copy(update={"shard_items": 512})
     await submitted(ledger, settings.data_dir, *["hi"] * 512, shard_items=512)

@@ -161,6 +161,70 @@ async def test_a_redis_from_before_the_end_learns_of_the_end(ledger: Ledger, red
     assert said(files) == list(range(24))
 
 
+async def test_what_was_delivered_keeps_its_place_after_a_rebuild(ledger: Ledger, redis: Redis, tmp_path: Path) -> None:
+    spec, files = await submitted(ledger, tmp_path, 8)
+    for _ in range(2):
+        await ledger.release(await work(ledger, files, most=2))
+
+    async def order() -> list[int]:
+        (segments,) = await ledger.segments(spec.id, [0])
+        return list(files.committed(segments))
+
+    before = await order()
+    await redis.flushall()
+    await Reconciler(ledger, tmp_path).reconcile()
+    await work(ledger, files, most=2)
+    assert (await order())[: len(before)] == before
+
+
+async def test_a_damaged_result_costs_that_item_and_no_other(ledger: Ledger, tmp_path: Path) -> None:
+    _, files = await submitted(ledger, tmp_path, 8)
+    lease = await work(ledger, files)
+    path = files.path / "seg" / lease.segment
+    path.write_bytes(path.read_bytes().replace(b'"said":3', b'"said":4'))
+    await finish(ledger, tmp_path, files)
+    assert {record.index: record.error["code"] for record in files.results(-1) if record.error} == {3: "result_lost"}
+    assert said(files) == [0, 1, 2, 4, 5, 6, 7]
+
+
+async def test_a_job_that_is_deleted_while_it_is_restored_is_gone(ledger: Ledger, redis: Redis, tmp_path: Path) -> None:
+    spec, files = await submitted(ledger, tmp_path)
+    await redis.flushall()
+
+    class DeletedMeanwhile(Ledger):
+        async def hold(self, held: JobSpec) -> str:
+            files.discard()
+            return await super().hold(held)
+
+    await Reconciler(DeletedMeanwhile(redis), tmp_path).reconcile()
+    assert await ledger.statuses([spec.id]) == [None]
+    assert (await ledger.queued(), await ledger.claim(LEASE)) == (0, None)
+
+
+async def test_what_is_no_jobs_is_passed_over(ledger: Ledger, redis: Redis, tmp_path: Path) -> None:
+    spec, files = await submitted(ledger, tmp_path)
+    damaged, others = await submitted(ledger, tmp_path)
+    (others.path / "job.json").write_bytes(b"{")
+    for stray in (".DS_Store", f"{TENANT}/notes.txt", "lost+found"):
+        (tmp_path / "jobs" / stray).write_bytes(b"x")
+    (tmp_path / "files" / "lost+found").mkdir(parents=True)
+    await redis.flushall()
+    await Reconciler(ledger, tmp_path).reconcile()
+    await Retention(ledger, tmp_path, 60).step()
+    assert await ledger.statuses([spec.id, damaged.id]) == [JobStatus.QUEUED, None]
+    assert files.path.exists()
+
+
+async def test_a_retry_of_a_job_that_is_gone_leaves_nothing_of_it(ledger: Ledger, redis: Redis, tmp_path: Path) -> None:
+    old, files = await submitted(ledger, tmp_path)
+    await finish(ledger, tmp_path, files)
+    first, _ = await submitted(ledger, tmp_path, retry_of=old.id)
+    assert (await ledger.job(TENANT, old.id)).retried_by == first.id
+    await ledger.forget(TENANT, old.id)
+    await submitted(ledger, tmp_path, retry_of=old.id)
+    assert not await redis.exists(f"velocity:job:{old.id}")
+
+
 async def test_a_cancelled_job_stays_cancelled(ledger: Ledger, redis: Redis, tmp_path: Path) -> None:
     spec, files = await submitted(ledger, tmp_path)
     await work(ledger, files, most=2)

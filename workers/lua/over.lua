@@ -8,7 +8,7 @@ if redis.call('EXISTS', key) == 1 then
   let_go(job)
 end
 redis.call('HSET', key, 'tenant', tenant, 'total', ARGV[5], 'completed', ARGV[6], 'failed', ARGV[7], 'created_at', ARGV[8])
-for i = 11, #ARGV, 2 do redis.call('HSET', key, ARGV[i], ARGV[i + 1]) end
+for i = 11, #ARGV, 2 do describe(job, ARGV[i], ARGV[i + 1]) end
 redis.call('HDEL', key, 'held')
 list_job(tenant, job, ARGV[8])
 if ARGV[9] ~= '' then redis.call('HSET', idempotency_key(tenant), ARGV[9], job) end

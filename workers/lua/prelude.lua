@@ -180,6 +180,12 @@ local function count_items(job, unit, segment, length, items, failed_from)
   return new
 end
 
+-- A field of the job's hash; the job that this one is a retry of learns of it, if it is still there.
+local function describe(job, field, value)
+  redis.call('HSET', job_key(job), field, value)
+  if field == 'retry_of' and redis.call('EXISTS', job_key(value)) == 1 then redis.call('HSET', job_key(value), 'retried_by', job) end
+end
+
 local function list_job(tenant, job, created)
   redis.call('ZADD', jobs_key(tenant), created, job)
   if string.sub(job, 1, 6) == 'batch_' then redis.call('ZADD', batches_key(tenant), created, job) end
@@ -217,4 +223,15 @@ local function over(job, status, at)
   local state = redis.call('HMGET', key, 'tenant', 'webhook')
   redis.call('ZADD', FINISHED, int(at), state[1] .. '/' .. job)
   return state[1] .. '/' .. job, state[2]
+end
+
+local function forget(job, tenant)
+  local key = job_key(job)
+  local digest = redis.call('HGET', key, 'idempotency')
+  if digest and redis.call('HGET', idempotency_key(tenant), digest) == job then redis.call('HDEL', idempotency_key(tenant), digest) end
+  redis.call('DEL', key)
+  redis.call('ZREM', jobs_key(tenant), job)
+  redis.call('ZREM', batches_key(tenant), job)
+  redis.call('ZREM', FINISHED, tenant .. '/' .. job)
+  redis.call('ZREM', OUTBOX, tenant .. '/' .. job)
 end

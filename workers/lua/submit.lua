@@ -34,7 +34,7 @@ local shards = math.ceil(items / size)
 redis.call('HSET', key, 'tenant', tenant, 'account', account, 'lane', lane, 'status', 'queued', 'total', items, 'completed', 0,
   'failed', 0, 'shards', shards, 'open_shards', shards, 'shard_size', size, 'created_at', ARGV[11], 'input_tokens', 0,
   'output_tokens', 0, 'tokens', int(tokens), 'most_failed', ARGV[10])
-for i = 18, #ARGV, 2 do redis.call('HSET', key, ARGV[i], ARGV[i + 1]) end
+for i = 18, #ARGV, 2 do describe(job, ARGV[i], ARGV[i + 1]) end
 if ARGV[12] ~= '' then
   redis.call('HSET', key, 'idempotency', ARGV[12], 'digest', ARGV[13])
   redis.call('HSET', idempotency_key(tenant), ARGV[12], job)
