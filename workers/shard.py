@@ -132,6 +132,8 @@ class ShardRun:
         """However it ended, also before it began: its place in the window is free; a fault ends the run."""
         self._window.release()
         self._requests.discard(request)
+        if not self.feeding:
+            self._on_fed()  # the place is another shard's
         if not request.cancelled() and request.exception():
             self._fault = request.exception()
 
