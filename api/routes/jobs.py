@@ -18,7 +18,7 @@ from api.job_results import Results, record_line
 from api.job_retry import retry
 from api.keys import Key
 from api.submission import ring
-from workers.job import JobState
+from workers.job import JobState, Record
 from workers.progress import seconds_left
 from workers.retention import delete
 from workers.store import JobFiles
@@ -114,10 +114,13 @@ async def results(request: Request, job_id: JobId, after: Annotated[int, Query(g
     gateway, key = _context(request)
     job = await gateway.job(key.tenant, job_id)
     blocks = Results(gateway.ledger, gateway.settings.data_dir, job).blocks(after)
+    first: list[Record] = await anext(blocks, [])  # what can't be read is told before the answer begins
 
     async def lines() -> AsyncIterator[bytes]:
-        async for block in blocks:
+        block = first
+        while block:
             yield b"".join(orjson.dumps(record_line(record)) + b"\n" for record in block)
+            block = await anext(blocks, [])
 
     return StreamingResponse(lines(), media_type="application/x-ndjson")
 

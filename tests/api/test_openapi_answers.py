@@ -23,7 +23,8 @@ CHAT = {"model": "tiny", "messages": MESSAGES}
 @pytest.fixture
 async def documented(settings: ApiSettings, engine: FakeEngine) -> AsyncIterator[Door]:
     """A front door that serves its document."""
-    async with front_door(settings.model_copy(update={"docs": True}), engine) as door:
+    patient = {"limiter_timeout": 20.0, "api_redis_timeout": 20.0}  # a 503 of a slow machine is not what is asked for
+    async with front_door(settings.model_copy(update={"docs": True, **patient}), engine) as door:
         await door.gateway.watch.refresh()
         yield door
 
