@@ -13,8 +13,10 @@ import orjson
 import pytest
 
 from api.keys import Terms
-from tests.api.conftest import Door
+from api.settings import ApiSettings
+from tests.api.conftest import Door, front_door
 from tests.api.test_jobs import job, results, state, submitted
+from tests.fake_engine import FakeEngine
 
 
 async def sse(client: httpx.AsyncClient, job_id: str, last: str | None = None) -> AsyncIterator[dict[str, Any]]:
@@ -255,3 +257,23 @@ async def test_a_small_job_of_another_key_need_not_wait_for_a_large_one(door: Do
                 await asyncio.sleep(0.02)
     assert len(door.engine.requests) - before < 250, "the small job came after the large one"
     await draining
+
+
+async def test_what_finds_no_room_is_refused_before_it_is_read(settings: ApiSettings, engine: FakeEngine) -> None:
+    full_disk = settings.model_copy(update={"min_free_bytes": 2**60})
+    full_queue = settings.model_copy(update={"max_queued_items": 3})
+    jsonl = b'{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {}}\n'
+    async with front_door(full_disk, engine) as door, door.client() as client:
+        for call in (
+            client.post("/jobs", json=job("hi")),
+            client.post("/v1/files", files={"file": ("f.jsonl", jsonl)}, data={"purpose": "batch"}),
+        ):
+            answer = await call
+            assert (answer.status_code, answer.json()["error"]["code"]) == (507, "insufficient_storage")
+            assert int(answer.headers["retry-after"]) > 0
+    async with front_door(full_queue, engine) as door, door.client() as client:
+        assert (await client.post("/jobs", json=job("hi", "hi", "hi", "hi"))).status_code == 202
+        answer = await client.post("/jobs", json=job("hi"))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
+        assert int(answer.headers["retry-after"]) > 0
+        assert (await client.get("/jobs")).status_code == 200
