@@ -51,11 +51,11 @@ def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("part", ["worker", "redis-server", "main api"])
+@pytest.mark.parametrize("part", ["worker", "worker --lane quarantine", "redis-server", "main api"])
 def test_what_dies_is_restarted(up: Up, part: str) -> None:
     killed = up.pid_of(part)
     os.kill(killed, signal.SIGKILL)
-    name = {"redis-server": "redis", "main api": "api"}.get(part, part)
+    name = {"redis-server": "redis", "main api": "api", "worker --lane quarantine": "quarantine"}.get(part, part)
     up.wait_for(f"{name} died \\(signal SIGKILL\\)", 10)
     up.wait_for(f"{name} is back", 30)
     assert up.pid_of(part) != killed
