@@ -87,7 +87,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--prefixes", type=int, default=4, help="system prompts of the second part; 0 leaves it out")
     parser.add_argument("--prefix-words", type=int, default=200)
     parser.add_argument("--prefix-rounds", type=int, default=1)
-    parser.add_argument("--direct-priority", type=int, default=0, help="of direct requests; jobs have 10")
+    parser.add_argument(
+        "--direct-priority",
+        type=int,
+        default=10,
+        help="of direct requests; jobs have 10, and 0 counts as people reading",
+    )
     return parser.parse_args()
 
 
