@@ -49,7 +49,7 @@ class WorkerSettings(EngineSettings):
     """Engine priority of bulk requests; interactive ones have 0, and lower is earlier."""
     shard_items: int = Field(default=128, ge=8, le=4096, multiple_of=8)
     """Items per shard: what is leased, lost and repeated together. A multiple of 8, so that bitmaps align."""
-    lease_seconds: float = Field(default=30.0, ge=2)
+    lease_seconds: float = Field(default=15.0, ge=2)
     """A worker that has not committed or renewed for this long has lost its shard."""
     request_timeout: float = Field(default=600.0, gt=0)
     """Seconds that one bulk request may take at the engine."""
