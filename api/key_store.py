@@ -9,7 +9,7 @@ import asyncio
 import fcntl
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -227,13 +227,16 @@ class Keys:
         return sorted(keys, key=lambda key: (key.created, key.id))
 
     def _write(self, key: Key) -> None:
-        with _storing(self._directory):
+        with self._storing():
             durable.make_directory(self._directory, 0o700)
             durable.replace(self._file(key.id), key.model_dump_json(indent=2).encode(), 0o600)
 
+    def _storing(self) -> AbstractContextManager[None]:
+        return durable.storage(f"The key can't be stored in {self._directory}")
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with _storing(self._directory):
+        with self._storing():
             durable.make_directory(self._directory, 0o700)
             lock = (self._directory / ".lock").open("w")
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -262,11 +265,3 @@ def require_usable(key: Key) -> None:
     else:
         why = f"expired on {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(key.expires))}"
     raise ApiError(401, f"This API key {why}.", code="invalid_api_key", headers=(_UNAUTHORIZED,))
-
-
-@contextmanager
-def _storing(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"The key can't be stored in {directory}: {error.strerror}.") from error

@@ -118,6 +118,15 @@ def uncertain(spec: JobSpec) -> ApiError:
     return ApiError(503, message, type="server_error", code="redis_unavailable", headers=(again,))
 
 
+async def cancel(gateway: Gateway, job: JobState) -> JobState:
+    """Stop a job, durably; what is finished is kept. One that is over stays as it is."""
+    if not job.status.terminal:
+        await asyncio.to_thread(JobFiles(gateway.settings.data_dir, job.tenant, job.id).cancel)
+        await gateway.ledger.cancel(job.id)
+        await ring(gateway, pending=1)
+    return await gateway.job(job.tenant, job.id)
+
+
 async def ring(gateway: Gateway, pending: int) -> None:
     """Wake workers now. If that fails the sweeper does it later: the job is accepted all the same."""
     with suppress(LedgerUnavailable):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from workers.errors import StorageError
@@ -40,6 +41,36 @@ def replace(path: Path, data: bytes, mode: int = 0o640) -> None:
         draft.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def create_once(path: Path, data: bytes, mode: int = 0o640) -> None:
+    """The file `path` with this content, unless it is there: processes that race agree. Raises OSError."""
+    make_directory(path.parent)
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}.draft")
+    try:
+        with new_file(draft, mode) as file:
+            write_all(file, data)
+        with suppress(FileExistsError):
+            path.hardlink_to(draft)  # unlike a rename it never replaces another's
+    finally:
+        draft.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def discard(path: Path, trash: Path) -> bool:
+    """Delete a directory by way of `trash`: gone at once for everybody, then from the disk.
+
+    False if it was not there. Raises OSError.
+    """
+    make_directory(trash)
+    rest = trash / f"{path.name}.{secrets.token_hex(4)}"
+    try:
+        path.rename(rest)
+    except FileNotFoundError:
+        return False
+    sync_directory(path.parent)
+    shutil.rmtree(rest, ignore_errors=True)
+    return True
 
 
 def make_directory(path: Path, mode: int = 0o750) -> None:

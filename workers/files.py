@@ -28,7 +28,7 @@ from workers import durable
 from workers.batch_lines import batch_line
 from workers.errors import NoSuchFile, StorageError
 from workers.job import JobSpec, is_id
-from workers.store import JobFiles
+from workers.store import TRASH, JobFiles
 
 Part = Literal["output", "error"]
 Purpose = Literal["batch", "batch_output"]
@@ -170,15 +170,9 @@ class Files:
     def delete(self, tenant: str, file_id: str) -> None:
         """Make a file go away; those who read it go on. Raises NoSuchFile."""
         path = self._path(tenant, file_id)
-        trash = self._root / "trash" / secrets.token_hex(16)
         with durable.storage("The file can't be deleted"):
-            trash.parent.mkdir(exist_ok=True, mode=0o750)
-            try:
-                path.rename(trash)
-            except FileNotFoundError:
-                raise NoSuchFile(f"There is no file {file_id!r}.") from None
-            durable.sync_directory(path.parent)
-        shutil.rmtree(trash, ignore_errors=True)
+            if not durable.discard(path, self._root / TRASH):
+                raise NoSuchFile(f"There is no file {file_id!r}.")
 
     def delete_outputs(self, spec: JobSpec) -> None:
         """A batch's results are gone, and so are its output files."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from engine import log
 from workers.batch_lines import batch_line
 from workers.files import Files, Part
-from workers.job import JobState, JobStatus, Lease, Outcome, Record
+from workers.job import JobSpec, JobState, JobStatus, Lease, Outcome, Record
 from workers.ledger import Ledger, Verdict
 from workers.store import JobFiles
 
@@ -49,7 +49,8 @@ class Finalizer:
     async def _merge(self, lease: Lease, files: JobFiles) -> Outcome | None:
         job = await self._ledger.job(lease.tenant, lease.job)
         segments = await self._ledger.segments(lease.job, range(job.shards))
-        merge = Merge(files, job, segments)
+        spec = await asyncio.to_thread(files.spec)
+        merge = Merge(files, job, segments, batch=spec.batch)
         merging = asyncio.create_task(asyncio.to_thread(files.merge, merge.records(), lease.segment))
         try:
             while not (await asyncio.wait({merging}, timeout=self._lease_seconds / 3))[0]:
@@ -60,25 +61,25 @@ class Finalizer:
         if await self._ledger.commit(lease, [], 0, self._lease_seconds) is Verdict.STALE:
             return None
         await asyncio.to_thread(publish)
-        await asyncio.to_thread(self._add_outputs, files, merge)
+        if spec.batch:
+            await asyncio.to_thread(self._add_outputs, spec, merge)
         outcome = merge.outcome()
         await asyncio.to_thread(files.write_outcome, outcome)
         return outcome
 
-    def _add_outputs(self, files: JobFiles, merge: Merge) -> None:
-        spec = files.spec()
-        if spec.batch:
-            for part in PARTS:
-                Files(self._data_dir).add_output(spec, part, merge.sizes[part], merge.counts[part])
+    def _add_outputs(self, spec: JobSpec, merge: Merge) -> None:
+        for part in PARTS:
+            Files(self._data_dir).add_output(spec, part, merge.sizes[part], merge.counts[part])
 
 
 class Merge:
     """A job's records in input order, and what they come to."""
 
-    def __init__(self, files: JobFiles, job: JobState, segments: list[dict[str, int]]) -> None:
+    def __init__(self, files: JobFiles, job: JobState, segments: list[dict[str, int]], *, batch: bool) -> None:
         self._files = files
         self._job = job
         self._segments = segments
+        self._batch = batch
         self._status = JobStatus(job.outcome or JobStatus.COMPLETED)
         self.counts: Counter[Part] = Counter()
         """Records of each part."""
@@ -88,7 +89,7 @@ class Merge:
     def records(self) -> Iterator[Record]:
         """All of them, one shard in memory at a time."""
         missing = _MISSING.get(self._status)
-        ids, batch = self._files.ids(), self._files.spec().batch
+        ids = self._files.ids()
         for unit, segments in enumerate(self._segments):
             found = self._files.committed(segments, strict=False)
             first = unit * self._job.shard_size
@@ -104,7 +105,7 @@ class Merge:
                 if record is not None:
                     part: Part = "output" if record.ok else "error"
                     self.counts[part] += 1
-                    if batch:
+                    if self._batch:
                         self.sizes[part] += len(batch_line(record, self._job.id))
                     yield record
 

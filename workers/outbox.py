@@ -180,11 +180,6 @@ def pause(attempts: int, result: Delivery) -> float | None:
     return max(wait, min(result.retry_after or 0, SCHEDULE[-1]))
 
 
-def webhook_done(path: Path) -> bool:
-    """Whether a job's webhook was delivered or given up, as its directory `path` knows. Raises StorageError."""
-    return bool(webhook_outcome(path))
-
-
 def webhook_outcome(path: Path) -> dict[str, str]:
     """Fields of the job's hash that say how its webhook ended; empty if it has not. Raises StorageError."""
     with durable.storage("The webhook's outcome can't be read"), suppress(FileNotFoundError):

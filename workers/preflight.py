@@ -7,11 +7,8 @@ mounted, or another one, is noticed before anything is written to it.
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import secrets
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -129,17 +126,8 @@ def read_identity(data_dir: Path) -> str | None:
 def create_identity(data_dir: Path) -> str:
     """Give the data directory an id, durably, unless it has one; processes that race agree. Raises StorageError."""
     path = data_dir / IDENTITY
-    draft = path.with_name(f"{IDENTITY}.{secrets.token_hex(8)}.draft")
     try:
-        durable.make_directory(data_dir)
-        try:
-            with durable.new_file(draft) as file:
-                durable.write_all(file, orjson.dumps({"id": new_id("data")}) + b"\n")
-            with suppress(FileExistsError):
-                os.link(draft, path)  # unlike a rename it never replaces another's
-        finally:
-            draft.unlink(missing_ok=True)
-        durable.sync_directory(data_dir)
+        durable.create_once(path, orjson.dumps({"id": new_id("data")}) + b"\n")
     except OSError as error:
         raise _unusable(data_dir, error) from None
     found = read_identity(data_dir)

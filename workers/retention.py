@@ -8,10 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from engine import log
-from workers.errors import NoSuchFile, NoSuchJob, StorageError
+from workers.errors import NoSuchJob, StorageError
 from workers.files import Files
 from workers.ledger import Ledger
-from workers.store import JobFiles, empty
+from workers.store import JobFiles, empty_trash
 
 _MOST = 100
 
@@ -28,19 +28,11 @@ class Retention:
 
     async def step(self) -> None:
         """Delete what is due, oldest first."""
-        await asyncio.to_thread(empty, self._data_dir / "trash")
-        await asyncio.to_thread(self._files)
+        await asyncio.to_thread(empty_trash, self._data_dir)
         while due := await self._ledger.finished_before(int(time.time() - self._seconds), _MOST):
             for tenant, job in due:
                 await delete(self._ledger, self._data_dir, tenant, job)
             logger.info("jobs_deleted", jobs=len(due))
-
-    def _files(self) -> None:
-        files, now = Files(self._data_dir), time.time()
-        files.clear_uploads(now)
-        for tenant, file in files.expired(now):
-            with suppress(NoSuchFile):
-                files.delete(tenant, file)
 
 
 async def delete(ledger: Ledger, data_dir: Path, tenant: str, job: str) -> None:

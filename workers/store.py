@@ -14,10 +14,9 @@ Whatever is acknowledged was fsynced before, and its directory too. Raises Stora
 
 from __future__ import annotations
 
-import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -32,6 +31,7 @@ from workers.job import Item, JobSpec, Outcome, Record, is_id
 from workers.prefix import prefix_of
 from workers.segment import Segment, age, decode, encode
 
+TRASH = "trash"
 _INPUT = "The job's input can't be read"
 
 
@@ -127,13 +127,8 @@ class JobFiles:
 
     def discard(self) -> None:
         """Delete all of it: gone at once for everybody, then from the disk."""
-        trash = self.path.parents[2] / "trash"
         with durable.storage("The job can't be deleted"):
-            durable.make_directory(trash)
-            with suppress(FileNotFoundError):
-                self.path.rename(trash / f"{self.path.name}.{secrets.token_hex(4)}")
-                durable.sync_directory(self.path.parent)
-        empty(trash)
+            durable.discard(self.path, self.path.parents[2] / TRASH)
 
     @contextmanager
     def _input(self) -> Iterator[tuple[BinaryIO, Callable[[int, int], list[int]]]]:
@@ -281,9 +276,9 @@ class JobFiles:
                 waiting[at] = next(sides[at], None)
 
 
-def empty(trash: Path) -> None:
-    """Remove what was deleted."""
-    for entry in trash.glob("*"):
+def empty_trash(root: Path) -> None:
+    """Remove what was deleted, where a process died before it was gone."""
+    for entry in (root / TRASH).glob("*"):
         shutil.rmtree(entry, ignore_errors=True)
 
 

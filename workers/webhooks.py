@@ -203,16 +203,7 @@ def _master_of(path: Path) -> bytes:
     """What every tenant's secret is derived from; made once, by whichever process is first."""
     with durable.storage("The webhook secret can't be kept"):
         if not path.exists():
-            durable.make_directory(path.parent)
-            draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}.draft")
-            try:
-                with durable.new_file(draft, 0o600) as file:
-                    durable.write_all(file, secrets.token_bytes(_MASTER_BYTES))
-                with suppress(FileExistsError):
-                    path.hardlink_to(draft)
-            finally:
-                draft.unlink(missing_ok=True)
-            durable.sync_directory(path.parent)
+            durable.create_once(path, secrets.token_bytes(_MASTER_BYTES), 0o600)
         master = path.read_bytes()
     if len(master) != _MASTER_BYTES:
         raise StorageError(f"{path.name} in the data directory is damaged: it must have {_MASTER_BYTES} bytes.")

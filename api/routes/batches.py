@@ -17,8 +17,9 @@ from api.intake_batch import BatchInput, Fault, fault_of, first_model, write_bat
 from api.intake_lines import Lines, checked
 from api.job_input import window_seconds
 from api.keys import Key
+from api.routes.caller import caller, page
 from api.routes.submit import idempotency_of
-from api.submission import fail, require_room, ring, submit, written
+from api.submission import cancel, fail, require_room, submit, written
 from engine.client import Model
 from workers.errors import NoSuchFile, NoSuchJob
 from workers.files import File, Files, output_id
@@ -43,7 +44,7 @@ _REFUSED = frozenset({400, 403, 404})
 @router.post("")
 async def create_batch(request: Request) -> dict[str, Any]:
     """Make a batch from an uploaded file: 200 once it is on the disk and in the ledger."""
-    gateway, key = _context(request)
+    gateway, key = caller(request)
     settings = gateway.settings
     idempotency = idempotency_of(request)
     body = await read_body(request.receive, _BODY_MOST, settings.body_timeout)
@@ -70,32 +71,24 @@ async def list_batches(
     request: Request, limit: Annotated[int, Query(ge=1, le=100)] = 20, after: str | None = None
 ) -> dict[str, Any]:
     """The caller's batches, newest first; `after` is the id of the last batch of the page before."""
-    gateway, key = _context(request)
+    gateway, key = caller(request)
     found = await gateway.ledger.jobs(key.tenant, limit + 1, after, "batches")
     data = [await _view(gateway, job) for job in found[:limit]]
-    return {
-        "object": "list", "data": data, "has_more": len(found) > limit,
-        "first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None,
-    }  # fmt: skip
+    return page(data, more=len(found) > limit)
 
 
 @router.get("/{batch_id}")
 async def show_batch(request: Request, batch_id: BatchId) -> dict[str, Any]:
     """One batch."""
-    gateway, key = _context(request)
+    gateway, key = caller(request)
     return await _view(gateway, await _batch(gateway, key, batch_id))
 
 
 @router.post("/{batch_id}/cancel")
 async def cancel_batch(request: Request, batch_id: BatchId) -> dict[str, Any]:
     """Stop a batch; what is finished is kept. Cancelling one that is over changes nothing."""
-    gateway, key = _context(request)
-    job = await _batch(gateway, key, batch_id)
-    if not job.status.terminal:
-        await asyncio.to_thread(JobFiles(gateway.settings.data_dir, key.tenant, batch_id).cancel)
-        await gateway.ledger.cancel(batch_id)
-        await ring(gateway, pending=1)
-    return await _view(gateway, await _batch(gateway, key, batch_id))
+    gateway, key = caller(request)
+    return await _view(gateway, await cancel(gateway, await _batch(gateway, key, batch_id)))
 
 
 async def _input(gateway: Gateway, key: Key, file_id: str) -> tuple[File, Lines]:
@@ -173,7 +166,3 @@ def batch_view(job: JobState, errors: list[Fault] | None) -> dict[str, Any]:
 def _digest(request: Request, body: bytes) -> str:
     kind = request.headers.get("content-type", "").encode()
     return hashlib.sha256(kind + b"\n" + body).hexdigest()
-
-
-def _context(request: Request) -> tuple[Gateway, Key]:
-    return request.app.state.gateway, request.state.key

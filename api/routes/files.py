@@ -15,6 +15,7 @@ from api.gateway import Gateway
 from api.intake_batch import Expiry, check_file
 from api.intake_lines import Lines, checked
 from api.keys import Key
+from api.routes.caller import caller, page
 from api.submission import require_capacity
 from api.upload import receive_form
 from workers.files import File, Files, Purpose, new_id
@@ -59,10 +60,7 @@ async def list_files(
     found, more = await asyncio.to_thread(
         files.page, key.tenant, limit, after=after, oldest_first=order == "asc", purpose=purpose
     )
-    return {
-        "object": "list", "data": [file_view(file) for file in found], "has_more": more,
-        "first_id": found[0].id if found else None, "last_id": found[-1].id if found else None,
-    }  # fmt: skip
+    return page([file_view(file) for file in found], more=more)
 
 
 @router.get("/{file_id}")
@@ -116,5 +114,5 @@ def _expiry(fields: dict[str, str]) -> Expiry | None:
 
 
 def _context(request: Request) -> tuple[Gateway, Key, Files]:
-    gateway: Gateway = request.app.state.gateway
-    return gateway, request.state.key, Files(gateway.settings.data_dir)
+    gateway, key = caller(request)
+    return gateway, key, Files(gateway.settings.data_dir)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -16,12 +15,11 @@ from api.gateway import Gateway
 from api.job_events import Events
 from api.job_results import Results, record_line
 from api.job_retry import retry
-from api.keys import Key
-from api.submission import ring
+from api.routes.caller import caller, page
+from api.submission import cancel
 from workers.job import JobState, Record
 from workers.progress import seconds_left
 from workers.retention import delete
-from workers.store import JobFiles
 
 router = APIRouter(prefix="/jobs")
 
@@ -33,26 +31,22 @@ async def list_jobs(
     request: Request, limit: Annotated[int, Query(ge=1, le=100)] = 20, after: str | None = None
 ) -> dict[str, Any]:
     """The caller's jobs, newest first; `after` is the id of the last job of the page before."""
-    gateway, key = _context(request)
+    gateway, key = caller(request)
     found = await gateway.ledger.jobs(key.tenant, limit + 1, after)
-    page = [job_view(job) for job in found[:limit]]
-    return {
-        "object": "list", "data": page, "has_more": len(found) > limit,
-        "first_id": page[0]["id"] if page else None, "last_id": page[-1]["id"] if page else None,
-    }  # fmt: skip
+    return page([job_view(job) for job in found[:limit]], more=len(found) > limit)
 
 
 @router.get("/{job_id}")
 async def show(request: Request, job_id: JobId) -> dict[str, Any]:
     """One job."""
-    gateway, key = _context(request)
+    gateway, key = caller(request)
     return await current_view(gateway, await gateway.job(key.tenant, job_id))
 
 
 @router.delete("/{job_id}")
 async def delete_job(request: Request, job_id: JobId) -> dict[str, Any]:
     """Delete a job that is over, with its input and results."""
-    gateway, key = _context(request)
+    gateway, key = caller(request)
     job = await gateway.job(key.tenant, job_id)
     if not job.status.terminal:
         raise ApiError(
@@ -66,7 +60,7 @@ async def delete_job(request: Request, job_id: JobId) -> dict[str, Any]:
 @router.post("/{job_id}/retry", status_code=202)
 async def retry_failed(request: Request, job_id: JobId) -> dict[str, Any]:
     """Run the items that did not complete again, as another job. Asking twice gives the same one."""
-    gateway, key = _context(request)
+    gateway, key = caller(request)
     return await current_view(gateway, await retry(gateway, key, await gateway.job(key.tenant, job_id)))
 
 
@@ -78,7 +72,7 @@ async def events(
 
     A client that comes back with Last-Event-ID goes on after the last item that it saw.
     """
-    gateway, key = _context(request)
+    gateway, key = caller(request)
     job = await gateway.job(key.tenant, job_id)
 
     async def view(state: JobState) -> dict[str, Any]:
@@ -95,14 +89,11 @@ async def events(
 
 
 @router.post("/{job_id}/cancel")
-async def cancel(request: Request, job_id: JobId) -> dict[str, Any]:
+async def cancel_job(request: Request, job_id: JobId) -> dict[str, Any]:
     """Stop a job; what is finished is kept. Cancelling one that is over changes nothing."""
-    gateway, key = _context(request)
-    if not (await gateway.job(key.tenant, job_id)).status.terminal:
-        await asyncio.to_thread(JobFiles(gateway.settings.data_dir, key.tenant, job_id).cancel)
-        await gateway.ledger.cancel(job_id)
-        await ring(gateway, pending=1)
-    return await current_view(gateway, await gateway.job(key.tenant, job_id))
+    gateway, key = caller(request)
+    job = await cancel(gateway, await gateway.job(key.tenant, job_id))
+    return await current_view(gateway, job)
 
 
 @router.get("/{job_id}/results")
@@ -111,7 +102,7 @@ async def results(request: Request, job_id: JobId, after: Annotated[int, Query(g
 
     While the job runs these are the items without a gap from the first one; ask again with the last index.
     """
-    gateway, key = _context(request)
+    gateway, key = caller(request)
     job = await gateway.job(key.tenant, job_id)
     blocks = Results(gateway.ledger, gateway.settings.data_dir, job).blocks(after)
     first: list[Record] = await anext(blocks, [])  # what can't be read is told before the answer begins
@@ -152,7 +143,3 @@ async def current_view(gateway: Gateway, job: JobState) -> dict[str, Any]:
         queued, rate = await gateway.ledger.bulk()
         seconds = seconds_left(job.left, job.rate, queued, rate)
     return {**job_view(job), "estimated_completion": None if seconds is None else round(time.time() + seconds)}
-
-
-def _context(request: Request) -> tuple[Gateway, Key]:
-    return request.app.state.gateway, request.state.key

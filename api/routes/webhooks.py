@@ -12,9 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from api import shape
 from api.asgi import read_body
 from api.errors import ApiError
-from api.gateway import Gateway
 from api.key_store import checked
-from api.keys import Key
+from api.routes.caller import caller
 from workers.job import new_id
 from workers.webhooks import event_body
 
@@ -35,7 +34,7 @@ class WebhookTest(BaseModel):
 @router.get("/secret")
 async def secret(request: Request, response: Response) -> dict[str, str]:
     """The caller's signing secret, whsec_…: all keys of a tenant have the same."""
-    gateway, key = _context(request)
+    gateway, key = caller(request)
     response.headers["cache-control"] = "no-store"
     return {"secret": await gateway.outbox.webhooks.secret(key.tenant)}
 
@@ -43,7 +42,7 @@ async def secret(request: Request, response: Response) -> dict[str, str]:
 @router.post("/test")
 async def test(request: Request) -> dict[str, Any]:
     """Send one signed event of the type webhook.test, and say what came of it."""
-    gateway, key = _context(request)
+    gateway, key = caller(request)
     body = await read_body(request.receive, _BODY_MOST, gateway.settings.body_timeout)
     url = checked(WebhookTest, shape.parse(body)).url
     gateway.outbox.webhooks.check_url(url, "url")
@@ -58,7 +57,3 @@ async def test(request: Request) -> dict[str, Any]:
         "delivered": result.delivered, "status_code": result.status_code, "error": result.error,
         "seconds": result.seconds,
     }  # fmt: skip
-
-
-def _context(request: Request) -> tuple[Gateway, Key]:
-    return request.app.state.gateway, request.state.key

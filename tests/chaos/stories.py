@@ -113,7 +113,7 @@ async def disk_is_full(directory: Path) -> None:
 
 async def require_whole(running: Rig, *jobs: Submission) -> None:
     """Everything is as it should be."""
-    findings = await check(running, jobs, tidy_seconds=20)
+    findings = await check(running, jobs, tidy_seconds=75)
     assert not findings.wrong, findings
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import cast
 
@@ -18,18 +17,6 @@ from workers.redis import connect
 
 TENANT = new_id("tenant")
 LEASE = 5.0
-
-
-@pytest.fixture
-async def redis(each_clean_redis: str) -> AsyncIterator[Redis]:
-    client = connect(each_clean_redis, 5)
-    yield client
-    await client.aclose()
-
-
-@pytest.fixture
-def ledger(redis: Redis) -> Ledger:
-    return Ledger(redis)
 
 
 def spec(total: int, *, tenant: str = TENANT, deadline: int | None = None) -> JobSpec:

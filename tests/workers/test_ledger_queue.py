@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 
 import pytest
 from redis.asyncio import Redis
@@ -12,22 +11,9 @@ from redis.asyncio import Redis
 from workers.errors import IdempotencyConflict, QuotaExceeded
 from workers.job import FINAL, LANE, QUARANTINE, BulkQuota, JobSpec, JobStatus, Lease, Outcome, Record, new_id
 from workers.ledger import Ledger, Verdict
-from workers.redis import connect
 
 TENANT = new_id("tenant")
 LEASE = 5.0
-
-
-@pytest.fixture
-async def redis(each_clean_redis: str) -> AsyncIterator[Redis]:
-    client = connect(each_clean_redis, 5)
-    yield client
-    await client.aclose()
-
-
-@pytest.fixture
-def ledger(redis: Redis) -> Ledger:
-    return Ledger(redis)
 
 
 def spec(total: int = 8, tenant: str = TENANT, account: str = "a", **more: object) -> JobSpec:

@@ -12,7 +12,7 @@ import pytest
 from tests.webhook_receiver import OK, Event, Receiver, answer, receiving
 from tests.workers.webhook_office import TENANT, Office, opened
 from workers.job import new_id
-from workers.outbox import SCHEDULE, pause, webhook_done, webhook_outcome
+from workers.outbox import SCHEDULE, pause, webhook_outcome
 from workers.webhooks import Delivery
 
 
@@ -31,7 +31,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 @pytest.mark.parametrize("status", ["completed", "cancelled", "expired", "failed"])
 async def test_a_job_that_is_over_is_told_once(office: Office, receiver: Receiver, status: str) -> None:
     job, outbox = await office.over(receiver.url, status), office.sender()
-    assert not webhook_done(office.path(job))
+    assert not webhook_outcome(office.path(job))
     await outbox.step()
     await outbox.step()
     (event,) = receiver.events
@@ -47,7 +47,7 @@ async def test_a_job_that_is_over_is_told_once(office: Office, receiver: Receive
     }  # fmt: skip
     assert await office.fields(job) == ("delivered", "1", "")
     assert await office.wait(job) is None
-    assert webhook_done(office.path(job))
+    assert webhook_outcome(office.path(job))
     assert webhook_outcome(office.path(job)) == {"webhook_status": "delivered", "webhook_attempts": "1"}
 
 
@@ -60,7 +60,7 @@ async def test_it_is_retried_by_the_schedule_and_then_given_up(office: Office, r
         wait = await office.wait(job)
         assert wait is not None
         assert planned * 0.9 - 60 < wait <= planned * 1.1
-        assert not webhook_done(office.path(job))
+        assert not webhook_outcome(office.path(job))
         await office.make_due()
     await outbox.step()
     assert await office.fields(job) == ("failed", str(len(SCHEDULE) + 1), "The receiver answered 500.")
@@ -89,7 +89,7 @@ async def test_a_receiver_that_is_gone_is_not_asked_again(office: Office, receiv
     await office.sender().step()
     assert await office.fields(job) == ("failed", "1", "The receiver answered 410.")
     assert await office.wait(job) is None
-    assert webhook_done(office.path(job))
+    assert webhook_outcome(office.path(job))
 
 
 async def test_a_private_address_is_reached_by_nobody_and_named_nowhere(office: Office) -> None:

@@ -16,7 +16,7 @@ from tests.workers.webhook_office import OUTBOX, TENANT, Office, opened
 from workers import outbox as module
 from workers.errors import LedgerUnavailable
 from workers.job import new_id
-from workers.outbox import webhook_done
+from workers.outbox import webhook_outcome
 from workers.redis import connect
 
 
@@ -149,7 +149,7 @@ async def test_a_redis_that_is_away_is_waited_for(office: Office, receiver: Rece
         assert not running.done()
         process.send_signal(signal.SIGCONT)
         async with asyncio.timeout(30):
-            while not webhook_done(office.path(job)):
+            while not webhook_outcome(office.path(job)):
                 await asyncio.sleep(0.05)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

@@ -4,34 +4,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
 from redis.asyncio import Redis
 
+from workers.files import Files
 from workers.finalizer import Finalizer
 from workers.job import FINAL, BulkQuota, JobSpec, JobStatus, Lease, Record, new_id
 from workers.ledger import Ledger
 from workers.reconcile import Reconciler
-from workers.redis import connect
 from workers.retention import Retention
 from workers.store import JobFiles, encode_item
 
 TENANT = new_id("tenant")
 LEASE = 5.0
-
-
-@pytest.fixture
-async def redis(each_clean_redis: str) -> AsyncIterator[Redis]:
-    client = connect(each_clean_redis, 5)
-    yield client
-    await client.aclose()
-
-
-@pytest.fixture
-def ledger(redis: Redis) -> Ledger:
-    return Ledger(redis)
 
 
 async def submitted(ledger: Ledger, data: Path, total: int = 24, **more: object) -> tuple[JobSpec, JobFiles]:
@@ -211,6 +198,7 @@ async def test_what_is_no_jobs_is_passed_over(ledger: Ledger, redis: Redis, tmp_
     await redis.flushall()
     await Reconciler(ledger, tmp_path).reconcile()
     await Retention(ledger, tmp_path, 60).step()
+    Files(tmp_path).tidy()
     assert await ledger.statuses([spec.id, damaged.id]) == [JobStatus.QUEUED, None]
     assert files.path.exists()
 
