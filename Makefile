@@ -1,12 +1,12 @@
 # The two commands are `make demo` and `make test`; each sets up what it needs.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test chaos check format lock clean
+.PHONY: help install demo test chaos bench-coserve check format lock clean
 
 BIN := .venv/bin
 STAMP := .venv/.installed
 
 help:  ## Show this help
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
 install: $(STAMP)  ## Make .venv with everything (once; a few minutes)
 
@@ -23,6 +23,9 @@ test: $(STAMP)  ## Prove it: every ring of tests, the end-to-end one on real vLL
 
 chaos: $(STAMP)  ## Kill, freeze and cut off everything while jobs run: make chaos SECONDS=600 SEED=7
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+
+bench-coserve: $(STAMP)  ## Measure what chat and bulk cost each other here: make bench-coserve ARGS=--quick
+	$(BIN)/python -m bench.coserve $(ARGS)
 
 check: $(STAMP)  ## Format, lint, strict types, import arrows, size limits, wheel build
 	$(BIN)/ruff format --check .

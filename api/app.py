@@ -34,8 +34,9 @@ def build(gateway: Gateway) -> App:
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(Exception, _internal_error)
     passthrough = Passthrough(
-        gateway.settings, gateway.engine, gateway.watch, gateway.keys, gateway.limiter, gateway.metrics, gateway.tracer
-    )
+        gateway.settings, gateway.engine, gateway.watch, gateway.keys, gateway.limiter, gateway.metrics, gateway.tracer,
+        gateway.bulk,
+    )  # fmt: skip
     hot = {endpoint.value: passthrough for endpoint in Endpoint}
     return Gate(app, hot, gateway.keys, gateway.limiter, gateway.metrics)
 

@@ -1,21 +1,36 @@
-"""Knows whether the engine serves, and which models: asked in the background, so that no request waits for it."""
+"""Knows whether the engine serves, which models, and what protects people from bulk work in there.
+
+Asked in the background, so that no request waits for it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 
 from api.errors import ApiError
 from api.keys import Key
 from engine import log
 from engine.client import EngineClient, EngineModels, Model
 from engine.errors import EngineError, EngineUnreachable
+from engine.protection import EngineProtection, Protection
 
 _INTERVAL_UP = 5.0
 _INTERVAL_DOWN = 1.0
 _FRESH_SECONDS = 1.0
+_PROTECTION_SECONDS = 5.0
+"""Between two questions about the engine's protection, which seldom changes."""
 _PREFIXES = ("vllm/", "openai/")
 """Provider prefixes under which app builders ask for a model."""
+
+_MEANING = {
+    Protection.SCHEDULER: "velocity's scheduler in the engine keeps bulk work from slowing people down",
+    Protection.PRIORITY: "the engine lets people's requests wait least, but bulk work that runs slows them down; "
+    "`velocity engine serve` starts it with velocity's scheduler",
+    Protection.NONE: "the engine serves bulk work and people alike, so that chat may wait for bulk; start it with "
+    "`velocity engine serve`, or with --scheduling-policy priority and say so with VELOCITY_ENGINE_POLICY=priority",
+}
 
 logger = log.get(__name__)
 
@@ -28,7 +43,14 @@ class EngineWatch:
         self._models = EngineModels(())
         self._checked = 0.0
         self._refreshing = asyncio.Lock()
+        self._protection: EngineProtection | None = None
+        self._ask_again = 0.0
         self.up = False
+
+    @property
+    def protection(self) -> EngineProtection | None:
+        """What protects people from bulk work in the engine; None while it is down, or has not told yet."""
+        return self._protection
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -56,7 +78,24 @@ class EngineWatch:
                     logger.warning("engine_down", reason=str(error))
             if self.up and not was_up:
                 logger.info("engine_up", models=[model.id for model in self._models.models])
+            await self._ask_protection()
             self._checked = time.monotonic()
+
+    async def _ask_protection(self) -> None:
+        """Every few seconds, and at once when the engine has come up. One that does not answer keeps what it had."""
+        if not self.up:
+            self._protection, self._ask_again = None, 0.0
+            return
+        if time.monotonic() < self._ask_again:
+            return
+        before = self._protection
+        with suppress(EngineError):
+            self._protection = await self._client.protection()
+        self._ask_again = time.monotonic() + _PROTECTION_SECONDS
+        now = self._protection
+        if now and (before is None or before.protection is not now.protection):
+            tell = logger.warning if now.protection is Protection.NONE else logger.info
+            tell("engine_protection", protection=now.protection.value, meaning=_MEANING[now.protection])
 
     async def resolve(self, name: object, key: Key) -> Model:
         """The model behind the name that a client sent. Raises ApiError 400, 403 or 404, EngineUnreachable."""

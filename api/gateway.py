@@ -13,6 +13,7 @@ import redis as sync_redis
 from redis.asyncio import Redis
 
 from api import error_tracking, tracing
+from api.bulk_watch import BulkWatch
 from api.engine_watch import EngineWatch
 from api.fast_redis import FastRedis
 from api.intake import Intake
@@ -58,6 +59,7 @@ class Gateway:
     sweeper: Sweeper
     metrics: Metrics
     tracer: tracing.Tracer
+    bulk: BulkWatch
 
     @classmethod
     @asynccontextmanager
@@ -76,8 +78,8 @@ class Gateway:
                     await gateway.ledger.remember()  # there is nothing that Redis could have lost
             except (LedgerUnavailable, StorageError) as error:
                 logger.warning("preflight_put_off", reason=str(error))  # its task goes on
-            runs = (gateway.preflight.run(), gateway.watch.run(), gateway.limiter.run(), *gateway.sweeper.work())
-            for work in runs:
+            watching = (gateway.preflight.run(), gateway.watch.run(), gateway.bulk.run())
+            for work in (*watching, gateway.limiter.run(), *gateway.sweeper.work()):
                 tasks.append(asyncio.create_task(work))
                 tasks[-1].add_done_callback(_end_if_broken)
             if settings.bootstrap_key_file:
@@ -114,8 +116,10 @@ class Gateway:
         metrics = Metrics()
         engine = EngineClient.of(settings)
         watch = EngineWatch(engine)
-        metrics.observe_engine(lambda: watch.up)
+        metrics.observe_engine(lambda: watch.up, lambda: watch.protection.protection if watch.protection else None)
         ledger = Ledger(bulk)
+        bulk_watch = BulkWatch(ledger)
+        metrics.register(bulk_watch)
         fast = FastRedis(quick, settings.limiter_timeout, metrics)
         keys = Keys(fast, settings.data_dir, open_mode=settings.open)
         preflight = Preflight(bulk, settings.data_dir, owner=True)
@@ -138,6 +142,7 @@ class Gateway:
             sweeper=Sweeper(bulk, rq_redis, ledger, _chores(ledger, outbox, settings)),
             metrics=metrics,
             tracer=tracing.load("velocity-api"),
+            bulk=bulk_watch,
         )
 
 

@@ -9,12 +9,16 @@ import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import HistogramMetricFamily
 from prometheus_client.registry import Collector
+
+from engine.protection import Protection
 
 # Fine where an H200 lives, long enough for a CPU. The upper ends are the defaults of the timeouts.
 _DURATION = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0)
@@ -24,6 +28,8 @@ _ITL = (0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.
         0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0)  # fmt: skip
 _REDIS = (0.0001, 0.0002, 0.0003, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
+_BULK = ("no", "yes")
+"""Whether bulk work was at the engine when a request began: people's latencies with it and without it, side by side."""
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -119,18 +125,23 @@ class _InterTokenLatency(Collector):
     """A histogram that is added to by whole streams; prometheus_client's own takes a lock for every value."""
 
     def __init__(self) -> None:
-        self.counts = [0] * (len(_ITL) + 1)
-        self.seconds = 0.0
+        self._counts = {bulk: [0] * (len(_ITL) + 1) for bulk in _BULK}
+        self._seconds = dict.fromkeys(_BULK, 0.0)
+
+    def add(self, gaps: Gaps, bulk: str) -> None:
+        total = self._counts[bulk]
+        for bucket, count in enumerate(gaps.counts):
+            if count:
+                total[bucket] += count
+        self._seconds[bulk] += gaps.seconds
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
-        buckets: list[tuple[str, float]] = []
-        total = 0
-        for bound, count in zip((*_ITL, "+Inf"), self.counts, strict=True):
-            total += count
-            buckets.append((str(bound), total))
-        yield HistogramMetricFamily(
-            "velocity_itl_seconds", "Time between two events of a stream.", buckets=buckets, sum_value=self.seconds
-        )
+        family = HistogramMetricFamily("velocity_itl_seconds", "Time between two events of a stream.", labels=["bulk"])
+        bounds = [*map(str, _ITL), "+Inf"]
+        for bulk in _BULK:
+            buckets = list(zip(bounds, accumulate(self._counts[bulk]), strict=True))
+            family.add_metric([bulk], buckets, self._seconds[bulk])
+        yield family
 
 
 class Metrics:
@@ -151,7 +162,7 @@ class Metrics:
             buckets=_DURATION, registry=registry,
         )  # fmt: skip
         self._ttft = Histogram(
-            "velocity_ttft_seconds", "Time from a request's head to its first token.", ["endpoint"],
+            "velocity_ttft_seconds", "Time from a request's head to its first token.", ["endpoint", "bulk"],
             buckets=_TTFT, registry=registry,
         )  # fmt: skip
         self._itl = _InterTokenLatency()
@@ -166,6 +177,10 @@ class Metrics:
         self._in_flight = Gauge("velocity_requests_in_flight", "Requests at the engine.", registry=registry)
         self._waiting = Gauge("velocity_requests_waiting", "Requests waiting for a slot.", registry=registry)
         self._engine_up = Gauge("velocity_engine_up", "Whether the engine answers.", registry=registry)
+        self._protection = Gauge(
+            "velocity_engine_protection", "What keeps bulk work from slowing people down in the engine.",
+            ["protection"], registry=registry,
+        )  # fmt: skip
         self._redis = Histogram(
             "velocity_redis_seconds", "Time that an operation on Redis took.", ["operation"],
             buckets=_REDIS, registry=registry,
@@ -188,15 +203,23 @@ class Metrics:
             self._tokens.labels(direction, "interactive")
         for decision in ("admitted", "refused"):
             self._local.labels(decision)
+        for protection in Protection:
+            self._protection.labels(protection)
 
     def observe_gauges(self, in_flight: Callable[[], int], waiting: Callable[[], int]) -> None:
         """Ask these at every scrape: requests at the engine, and requests that wait for a slot."""
         self._in_flight.set_function(in_flight)
         self._waiting.set_function(waiting)
 
-    def observe_engine(self, up: Callable[[], bool]) -> None:
-        """Ask this at every scrape: whether the engine answers."""
+    def observe_engine(self, up: Callable[[], bool], protection: Callable[[], Protection | None]) -> None:
+        """Ask these at every scrape: whether the engine answers, and what protects people in there (None: unknown)."""
         self._engine_up.set_function(up)
+        for each in Protection:
+            self._protection.labels(each).set_function(partial(_is, each, protection))
+
+    def register(self, collector: Collector) -> None:
+        """Ask this one, too, at every scrape."""
+        self._registry.register(collector)
 
     def request(self, route: str, method: str, status: int) -> None:
         """A request has ended. `route` is the template ("/jobs/{id}"), never the path; status 0 is no answer at all."""
@@ -207,17 +230,13 @@ class Metrics:
         """A request to the engine took so many seconds in all."""
         self._duration.labels(endpoint, "true" if stream else "false").observe(seconds)
 
-    def ttft(self, endpoint: str, seconds: float) -> None:
-        """The first token of an answer came after so many seconds."""
-        self._ttft.labels(endpoint).observe(seconds)
+    def ttft(self, endpoint: str, seconds: float, *, bulk: bool) -> None:
+        """The first token of an answer came after so many seconds; `bulk` was at the engine when it began, or not."""
+        self._ttft.labels(endpoint, _BULK[bulk]).observe(seconds)
 
-    def add_gaps(self, gaps: Gaps) -> None:
-        """Add a stream that has ended; once per stream."""
-        total = self._itl.counts
-        for bucket, count in enumerate(gaps.counts):
-            if count:
-                total[bucket] += count
-        self._itl.seconds += gaps.seconds
+    def add_gaps(self, gaps: Gaps, *, bulk: bool) -> None:
+        """Add a stream that has ended, once per stream; `bulk` was at the engine when it began, or not."""
+        self._itl.add(gaps, _BULK[bulk])
 
     def tokens(self, input: int, output: int) -> None:  # noqa: A002 - as OpenAI calls it
         """Tokens of one interactive request."""
@@ -251,6 +270,10 @@ class Metrics:
         except TypeError:  # prometheus_client stumbles over a version that is no number
             encode, content_type = choose_encoder("")
         return encode(self._registry), content_type
+
+
+def _is(wanted: Protection, current: Callable[[], Protection | None]) -> bool:
+    return current() is wanted
 
 
 def installed_version() -> str:

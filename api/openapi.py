@@ -208,7 +208,7 @@ def _shapes() -> Json:
         "Model": shape(model), "ModelList": listed("Model"), "KeyList": listed("Key"),
         "Usage": shape(usage), "UsageList": listed("Usage"),
         "Health": {"type": "object", "properties": {"status": {"enum": ["ok", "degraded", "unavailable"]}},
-                   "required": ["status"], "additionalProperties": TEXT},
+                   "required": ["status"], "additionalProperties": {"type": ["string", "null"]}},
         "Document": {**OBJECT, "description": "OpenAPI 3.1."},
         "Anything": {},
     }  # fmt: skip

@@ -15,6 +15,7 @@ import orjson
 
 from api import shape
 from api.asgi import Receive, Scope, Send, disconnected, header, read_body, send_whole
+from api.bulk_watch import BulkWatch
 from api.engine_watch import EngineWatch
 from api.errors import ApiError, from_engine, lacks
 from api.key_store import Keys
@@ -57,7 +58,7 @@ class Passthrough:
 
     def __init__(
         self, settings: ApiSettings, engine: EngineClient, watch: EngineWatch, keys: Keys, limiter: Limiter,
-        metrics: Metrics, tracer: Tracer,
+        metrics: Metrics, tracer: Tracer, bulk: BulkWatch,
     ) -> None:  # fmt: skip
         self._settings = settings
         self._engine = engine
@@ -66,6 +67,7 @@ class Passthrough:
         self._limiter = limiter
         self._metrics = metrics
         self._tracer = tracer
+        self._bulk = bulk
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.monotonic()
@@ -77,7 +79,7 @@ class Passthrough:
         except BaseException:
             span.end("refused")
             raise
-        relay, outcome = Relay(send, request, admission, self._settings, began), "aborted"
+        relay, outcome = Relay(send, request, admission, self._settings, began, self._bulk.requests > 0), "aborted"
         try:
             outcome = await self._run(relay, receive, span)
         finally:
@@ -120,8 +122,8 @@ class Passthrough:
         self._metrics.outcome(outcome)
         self._metrics.duration(endpoint, now - began, stream=request.stream)
         if ttft:
-            self._metrics.ttft(endpoint, ttft)
-        self._metrics.add_gaps(relay.gaps)
+            self._metrics.ttft(endpoint, ttft, bulk=relay.bulk)
+        self._metrics.add_gaps(relay.gaps, bulk=relay.bulk)
         span.set(
             method="POST", path=endpoint, route=endpoint, operation=_OPERATIONS[request.endpoint], model=request.model,
             stream=request.stream, request_id=relay.admission.request, key_id=relay.admission.key.id,

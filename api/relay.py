@@ -37,6 +37,8 @@ class Relay:
     admission: Admission
     settings: ApiSettings
     began: float = field(default_factory=time.monotonic)
+    bulk: bool = False
+    """Whether bulk work was at the engine when it began."""
     usage: Usage = field(default_factory=Usage)
     gaps: Gaps = field(default_factory=Gaps)
     status: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self
@@ -15,6 +15,7 @@ import orjson
 
 from engine.connection import EngineConnection
 from engine.errors import EngineError, EngineProtocolError, EngineTimeout, EngineUnreachable, SettingsError
+from engine.protection import EngineProtection, Policy, assumed, told
 from engine.settings import EngineSettings
 
 
@@ -29,6 +30,7 @@ class Endpoint(StrEnum):
 
 _HEALTH = "/health"
 _MODELS = "/v1/models"
+_SCHEDULER = "/velocity/scheduler"
 _IDLE_CONNECTIONS = 256
 _IDLE_SECONDS = 3.0
 """Below vLLM's keep-alive of 5 s, so that a request is never written into a connection that is just being closed."""
@@ -74,7 +76,9 @@ class EngineModels:
 class EngineClient:
     """Kept-alive connections to one engine. One per process and event loop; close it with `aclose()`."""
 
-    def __init__(self, url: str, *, connect_timeout: float = 2.0, api_key: str | None = None) -> None:
+    def __init__(
+        self, url: str, *, connect_timeout: float = 2.0, api_key: str | None = None, policy: Policy = "auto"
+    ) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         parts = urlsplit(self.url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
@@ -84,6 +88,7 @@ class EngineClient:
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._prefix = parts.path.rstrip("/")
         self._connect_timeout = connect_timeout
+        self._policy = policy
         common = f"host: {parts.netloc.rsplit('@')[-1]}\r\naccept-encoding: identity\r\n"
         if api_key:
             common += f"authorization: Bearer {api_key}\r\n"
@@ -95,7 +100,9 @@ class EngineClient:
         """The client of the engine that the settings name."""
         secret = settings.engine_api_key
         key = secret.get_secret_value() if secret else None
-        return cls(settings.engine_url, connect_timeout=settings.connect_timeout, api_key=key)
+        return cls(
+            settings.engine_url, connect_timeout=settings.connect_timeout, api_key=key, policy=settings.engine_policy
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -155,6 +162,17 @@ class EngineClient:
             )
         except (KeyError, TypeError) as error:
             raise EngineProtocolError("The engine's list of models has an unknown form.") from error
+
+    async def protection(self, timeout: float = 2.0) -> EngineProtection:
+        """What keeps bulk work from slowing people down in there. Raises EngineError if the engine does not answer.
+
+        An engine without velocity's door, whatever it answers instead, is what VELOCITY_ENGINE_POLICY says of it.
+        """
+        answer = await self._get(_SCHEDULER, timeout)
+        with suppress(EngineProtocolError):
+            if answer.status == 200 and (found := told(answer.json())):
+                return found
+        return assumed(self._policy)
 
     async def _get(self, path: str, timeout: float) -> Answer:
         try:

@@ -30,6 +30,8 @@ _BYTES_PER_WEIGHT: Mapping[Precision, float] = {
     "int4": (4 + (16 + 4) / 128) / 8,  # AWQ and GPTQ: a 16-bit scale and a 4-bit zero point per group of 128
 }
 _EMBEDDING_BYTES = 2  # token embedding and output head stay 16 bit in all the checkpoints named here
+_DOOR = "engine.scheduler.door.SchedulerDoor"
+"""Tells, on the engine's own port, which scheduler runs and what it does; also where it is vLLM's own."""
 _LAUNCHER_OWNS = ("model", "host", "port", "served-model-name", "scheduler-cls")
 
 
@@ -173,6 +175,7 @@ class Profile(BaseModel):
         Raises ProfileError for a flag in `extra` that is the launcher's own.
         """
         args = ["--model", model, "--served-model-name", *self.published_names, "--host", host, "--port", str(port)]
+        args += ["--middleware", _DOOR]
         if coserving and self.scheduler_cls:
             args += ["--scheduler-cls", self.scheduler_cls]
         merged: dict[str, FlagValue] = {}

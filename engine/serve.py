@@ -13,9 +13,10 @@ from urllib.parse import urlsplit
 from engine import embedded, log
 from engine.child import Child, ChildSpec
 from engine.client import EngineClient
-from engine.errors import ProfileError, StartError
+from engine.errors import ProfileError, SettingsError, StartError
 from engine.ports import require_free
 from engine.profile import FlagValue, Profile
+from engine.scheduler.settings import FOLDER
 from engine.settings import EngineSettings
 from engine.stopping import run_until_signal
 
@@ -29,7 +30,8 @@ vllm_logger = log.get("vllm")
 async def serve(settings: EngineSettings, profile: Profile, overrides: dict[str, FlagValue]) -> None:
     """Run the engine of `profile` at `settings.engine_url` until SIGINT or SIGTERM.
 
-    Raises ProfileError if the profile can't be served here, StartError if vLLM does not come up or keeps dying.
+    Raises ProfileError if the profile can't be served here, StartError if vLLM does not come up or keeps dying,
+    SettingsError for a VELOCITY_SCHEDULER_DIR that can't be used.
     """
     parts = urlsplit(settings.engine_url)
     host, port = parts.hostname or "127.0.0.1", parts.port or 8000
@@ -43,18 +45,18 @@ async def serve(settings: EngineSettings, profile: Profile, overrides: dict[str,
         model = str(await embedded.prepare(model, settings.cache_dir, _log_progress))
     arguments = profile.vllm_args(model, host, port, coserving=settings.coserving, extra=overrides)
     logger.info("engine_starting", profile=profile.name, model=profile.served_name, arguments=arguments)
-    with tempfile.TemporaryDirectory(prefix="velocity-engine-") as sockets:
-        await _run(settings, profile, arguments, sockets)
+    with tempfile.TemporaryDirectory(prefix="velocity-engine-") as private:
+        await _run(settings, profile, arguments, Path(private))
 
 
-async def _run(settings: EngineSettings, profile: Profile, arguments: list[str], sockets: str) -> None:
+async def _run(settings: EngineSettings, profile: Profile, arguments: list[str], private: Path) -> None:
     async with EngineClient.of(settings) as client:
         child = Child(
             ChildSpec(
                 name="vLLM",
                 command=[sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments],
                 ready=client.healthy,
-                env=_environment(profile) | {"VLLM_RPC_BASE_PATH": sockets},  # vLLM leaves its sockets there
+                env=_environment(profile) | _folders(private),
                 start_seconds=settings.engine_start_timeout,
                 stop_seconds=_STOP_SECONDS,
                 restarts=settings.engine_restarts,
@@ -80,6 +82,19 @@ def _environment(profile: Profile) -> dict[str, str]:
     here = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     return {name: value for name, value in profile.env.items() if name not in os.environ} | {"PYTHONPATH": path}
+
+
+def _folders(private: Path) -> dict[str, str]:
+    """Where vLLM leaves its sockets, and the scheduler its reports: ours alone, unless the operator named a folder.
+
+    Raises SettingsError if that one can't be made.
+    """
+    reports = Path(os.environ.get(FOLDER) or private / "scheduler")
+    try:
+        reports.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"{FOLDER} names a folder that can't be made: {error}") from error
+    return {"VLLM_RPC_BASE_PATH": str(private), FOLDER: str(reports)}
 
 
 def _log_progress(stage: str, share: float) -> None:

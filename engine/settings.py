@@ -9,6 +9,8 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from engine.protection import Policy
+
 
 def _xdg(variable: str, fallback: str) -> Path:
     """A per-user directory of the XDG base directory specification."""
@@ -37,6 +39,13 @@ class EngineSettings(BaseSettings):
     """Restarts within ten minutes after which the supervisor gives up."""
     coserving: bool = True
     """Start the engine with velocity's co-serving scheduler where the profile has one."""
+    engine_policy: Policy = "auto"
+    """The --scheduling-policy of an engine that `velocity engine serve` did not start: priority or fcfs; auto: ask."""
+    interactive_ratio: float = Field(default=1.2, ge=1, le=100)
+    """The dial: how much longer bulk work may make a step of the engine's in which a person waits for a token."""
+    batch_floor: int = Field(default=1, ge=0, le=100_000)
+    """Bulk requests that go on while people are at the engine, of all workers together (each has its part, rounded up).
+    0: bulk work may stop meanwhile."""
     connect_timeout: float = Field(default=2.0, gt=0)
     """Seconds to open a connection to the engine."""
     log_json: bool | None = None

@@ -34,6 +34,8 @@ class FakeEngine:
     token_seconds: float = 0.0
     """Time per token."""
     healthy: bool = True
+    scheduler: dict[str, Any] | None = None
+    """What velocity's door in the engine says; None: an engine without that door."""
 
 
 E = TypeVar("E", bound=FakeEngine)
@@ -72,6 +74,9 @@ class Connection(asyncio.Protocol):
         elif path == "/v1/models":
             cards = [{"id": name, "object": "model", "root": "/m", "max_model_len": CONTEXT} for name in (MODEL, ALIAS)]
             self.answer(200, orjson.dumps({"object": "list", "data": cards}))
+        elif path == "/velocity/scheduler":
+            found = self.engine.scheduler
+            self.answer(404 if found is None else 200, orjson.dumps(found or {"detail": "Not Found"}))
         else:
             self.task = asyncio.get_running_loop().create_task(self.generate(orjson.loads(self.body)))
 

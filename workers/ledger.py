@@ -17,8 +17,10 @@ from workers.job import LANE, BulkQuota, JobSpec, Lease, Outcome, Record
 from workers.ledger_reader import LedgerReader
 from workers.redis import translated
 from workers.scripts import Scripts
+from workers.window import Tally
 
 _SWEEP_MOST = 500
+_BELIEVED_MS = 5000
 UNLIMITED = BulkQuota()
 
 
@@ -45,6 +47,26 @@ class Swept:
     """Jobs whose deadline passed."""
     pending: Mapping[str, int]
     """Units of work that wait, by lane."""
+
+
+@dataclass(frozen=True, slots=True)
+class AtEngine:
+    """Bulk work at the engine, as the workers said within the last seconds."""
+
+    workers: int
+    """Live workers of the lane that was asked for."""
+    requests: int
+    """Of all lanes."""
+
+
+@dataclass(frozen=True, slots=True)
+class People:
+    """Interactive work at the engine, as the api's processes record it."""
+
+    requests: int
+    """Those that hold a slot; who waits for one is not at the engine yet."""
+    silence: float | None
+    """Seconds since an api process last said that it records them; None: none does."""
 
 
 class Ledger(LedgerReader):
@@ -179,9 +201,20 @@ class Ledger(LedgerReader):
         with translated():
             await self._redis.set(redis_keys.RECONCILED, 1)
 
-    async def beat(self, worker: str = "", seconds: int = 15) -> int:
-        """A worker says that it lives for another `seconds`; returns how many live."""
-        return int(await self._run("beat", worker, seconds))
+    async def beat(self, worker: str = "", seconds: int = 15, lane: str = LANE, tally: Tally | None = None) -> int:
+        """A worker says that it lives for another `seconds`, and what it does; returns how many live."""
+        said = tally or Tally()
+        wasted = round(said.wasted * 1000)
+        return int(await self._run("beat", worker, seconds, lane, said.in_flight, said.given_back, wasted))
+
+    async def at_engine(self, lane: str = LANE) -> AtEngine:
+        """What bulk work is at the engine now, to about a second."""
+        return AtEngine(*map(int, await self._run("at_engine", lane, _BELIEVED_MS)))
+
+    async def people(self) -> People:
+        """What interactive work is at the engine now."""
+        requests, silence = map(int, await self._run("people"))
+        return People(requests, None if silence < 0 else silence / 1000)
 
     async def _run(self, name: str, *args: str | float | bytes) -> Any:
         with translated():

@@ -44,6 +44,12 @@ class LedgerReader:
         text = {key.decode(): value.decode() for key, value in raw.items()}
         return max(0, int(text.get("queued", 0))), recent_rate(text)
 
+    async def given_back(self) -> tuple[int, float]:
+        """Bulk requests that were ended early for people's sake, and the seconds at the engine that this wasted."""
+        with translated():
+            raw = cast("list[bytes | None]", await self._redis.hmget(redis_keys.BULK, "given_back", "wasted_ms"))
+        return int(raw[0] or 0), int(raw[1] or 0) / 1000
+
     async def queued(self) -> int:
         """Items accepted and not finished."""
         return (await self.bulk())[0]

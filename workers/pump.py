@@ -1,4 +1,4 @@
-"""The pump: claims shards, keeps a bounded window of requests in flight at the engine, commits what is finished."""
+"""The pump: claims shards, keeps a window of requests in flight at the engine, commits what is finished."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from engine import log
 from engine.client import EngineClient
+from workers.courtesy import Courtesy
 from workers.errors import LedgerUnavailable, NoSuchJob, StorageError
 from workers.finalizer import Finalizer
 from workers.job import FINAL, LANE, QUARANTINE
@@ -16,6 +17,7 @@ from workers.ledger import Ledger
 from workers.request import Requester
 from workers.settings import WorkerSettings
 from workers.shard import ShardRun
+from workers.window import Tally, Window
 
 _TICK = 0.25
 _PAUSE = 1.0
@@ -29,19 +31,36 @@ logger = log.get(__name__)
 class Pump:
     """Works through a lane until nothing is pending or it is told to stop."""
 
-    def __init__(self, ledger: Ledger, engine: EngineClient, settings: WorkerSettings, lane: str = LANE) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        engine: EngineClient,
+        settings: WorkerSettings,
+        lane: str = LANE,
+        tally: Tally | None = None,
+    ) -> None:
         self._ledger = ledger
         self._settings = settings
         self._lane = lane
-        self._window = asyncio.Semaphore(1 if lane == QUARANTINE else settings.bulk_window)
+        self._window = Window(1, tally)
+        self._courtesy = None if lane == QUARANTINE else Courtesy(self._window, ledger, engine, settings)
         self._changed = asyncio.Event()
         self._requester = Requester(engine, settings)
         self._finalizer = Finalizer(ledger, settings.data_dir, settings.lease_seconds)
 
     async def drain(self, stop: threading.Event) -> None:
         """Claim and run units until none is pending; when `stop` is set, finish or give back what is running."""
+        if self._courtesy is None:
+            await self._drain(stop, None)
+            return
+        async with self._courtesy.following() as following:
+            await self._drain(stop, following)
+
+    async def _drain(self, stop: threading.Event, following: asyncio.Task[None] | None) -> None:
         running: dict[asyncio.Task[None], ShardRun | None] = {}
         while not stop.is_set():
+            if following is not None and following.done():
+                following.result()
             await self._reap(running)
             try:
                 if await self._start_next(running):
@@ -49,7 +68,7 @@ class Pump:
             except LedgerUnavailable as error:
                 logger.warning("claim_failed", reason=str(error))
                 await asyncio.sleep(_PAUSE)
-            if not running:
+            if not running and self._window.size:  # without a place nobody asked whether there is work
                 return
             await self._change()
         for shard in running.values():
@@ -84,7 +103,7 @@ class Pump:
                 return True
         feeding = {shard.flow for shard in running.values() if shard is not None and shard.feeding}
         most = 1 if self._lane == QUARANTINE else _MOST_FEEDING
-        if len(feeding) >= most or (not feeding and self._window.locked()):
+        if len(feeding) >= most or (not feeding and self._window.locked):
             return False
         lease = await self._ledger.claim(self._settings.lease_seconds, self._lane, feeding)
         if lease is None:

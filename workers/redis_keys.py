@@ -11,6 +11,8 @@ DATA = f"{ROOT}data"
 """String: id of the data directory that this Redis is the index of."""
 RECONCILED = f"{ROOT}reconciled"
 """There once the ledger has all that the data directory knows."""
+APIS = f"{ROOT}apis"
+"""Sorted set: api processes by when each last said that it records its interactive requests (µs)."""
 SWEEPER_LOCK = f"{ROOT}sweeper"
 """Held by the api process whose sweeper runs."""
 
@@ -33,6 +35,11 @@ def done(job_id: str) -> str:
 def tenant_jobs(tenant: str, kind: str = "jobs") -> str:
     """Sorted set: a tenant's jobs by creation time (ms): all of them, or only the `batches`."""
     return f"{ROOT}tenant:{tenant}:{kind}"
+
+
+def worker(name: str) -> str:
+    """Hash: what a worker said last: its requests at the engine, and what it has given back since it began."""
+    return f"{ROOT}worker:{name}"
 
 
 def usage(account: str, day: int) -> str:

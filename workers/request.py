@@ -11,6 +11,7 @@ from engine.client import Answer, Endpoint, EngineClient
 from engine.errors import EngineError, EngineProtocolError, EngineUnreachable
 from workers.job import Item, Lease, Record
 from workers.settings import WorkerSettings
+from workers.window import Place
 
 _TRIES = 3
 _BACKOFF_MOST = 30.0
@@ -36,34 +37,44 @@ class Requester:
         self._backoff = settings.retry_backoff
         self._suspects = asyncio.Lock()
 
-    async def run(self, item: Item, lease: Lease) -> Record:
-        """The item's outcome. An engine that is away costs no try: the item waits until it is back."""
+    async def run(self, item: Item, lease: Lease, place: Place) -> Record:
+        """The item's outcome. An engine that is away costs no try: the item waits until it is back.
+
+        Nor does giving the place back, which ends what is at the engine; it is sent again when there is a place.
+        """
         request_id = f"{lease.job}-{item.index}"
         body = {**item.body, "stream": False}
         if lease.endpoint != Endpoint.EMBEDDINGS:
             body["priority"] = self._priority
-        call = _Call(Endpoint(lease.endpoint), orjson.dumps(body), request_id)
-        tries = deaths = 0
-        while tries < _TRIES and deaths < _ENGINE_DEATHS:
-            if deaths:
+        call = _Call(Endpoint(lease.endpoint), orjson.dumps(body), request_id, place)
+        answer = await place.run(lambda: self._final(call))
+        if answer is not None:
+            return _record(item, request_id, answer)
+        code, message = "engine_failed", f"Failed after {_TRIES} tries. Last: {call.fault}"
+        if call.deaths >= _ENGINE_DEATHS:
+            code, message = "engine_crashed", f"The engine died {call.deaths} times while it worked on this item."
+        return Record(item.index, item.id, 502, request_id, error={"code": code, "message": message})
+
+    async def _final(self, call: _Call) -> Answer | None:
+        """The answer that counts; None if the item is given up. Cancelled and called again, it goes on counting."""
+        while call.tries < _TRIES and call.deaths < _ENGINE_DEATHS:
+            if call.deaths:
                 async with self._suspects:
                     await self._until_healthy()
                     answer = await self._send(call)
             else:
                 answer = await self._send(call)
             if answer is not None:
-                return _record(item, request_id, answer)
+                return answer
             if call.away:
-                deaths += call.died
+                call.deaths += call.died
                 await self._until_healthy()
                 continue
-            tries += 1
-            longest = min(_BACKOFF_MOST, self._backoff * _BACKOFF_GROWTH ** (tries - 1))
-            await asyncio.sleep(random.uniform(0, longest))  # noqa: S311 - jitter
-        code, message = "engine_failed", f"Failed after {_TRIES} tries. Last: {call.fault}"
-        if deaths >= _ENGINE_DEATHS:
-            code, message = "engine_crashed", f"The engine died {deaths} times while it worked on this item."
-        return Record(item.index, item.id, 502, request_id, error={"code": code, "message": message})
+            call.tries += 1
+            if call.tries < _TRIES:
+                longest = min(_BACKOFF_MOST, self._backoff * _BACKOFF_GROWTH ** (call.tries - 1))
+                await asyncio.sleep(random.uniform(0, longest))  # noqa: S311 - jitter
+        return None
 
     async def _until_healthy(self) -> None:
         while not await self._engine.healthy():
@@ -73,9 +84,10 @@ class Requester:
         """The engine's final answer, or None if another try may help: `call` then says why."""
         call.away = call.died = False
         try:
-            answer = await self._engine.call(
-                call.endpoint, call.body, timeout=self._timeout, request_id=call.request_id
-            )  # fmt: skip
+            with call.place.working():
+                answer = await self._engine.call(
+                    call.endpoint, call.body, timeout=self._timeout, request_id=call.request_id
+                )  # fmt: skip
         except EngineUnreachable:
             call.away = True
         except EngineError as error:
@@ -90,12 +102,15 @@ class Requester:
 
 
 class _Call:
-    """What is sent for an item, and what became of the last try."""
+    """What is sent for an item, and what became of its tries."""
 
-    def __init__(self, endpoint: Endpoint, body: bytes, request_id: str) -> None:
+    def __init__(self, endpoint: Endpoint, body: bytes, request_id: str, place: Place) -> None:
         self.endpoint = endpoint
         self.body = body
         self.request_id = request_id
+        self.place = place
+        self.tries = 0
+        self.deaths = 0
         self.fault = ""
         self.away = False
         """The engine is not there: to be sent again when it is."""

@@ -43,8 +43,10 @@ class WorkerSettings(EngineSettings):
 
     redis_timeout: float = Field(default=5.0, gt=0)
     """Seconds for one Redis command of the bulk path."""
-    bulk_window: int = Field(default=16, ge=1, le=4096)
-    """Requests that one worker keeps in flight at the engine."""
+    bulk_window: int | None = Field(default=None, ge=1, le=4096)
+    """Requests that one worker keeps in flight at the engine. By default as many as an engine with velocity's scheduler
+    can use, shared by the workers; 16 elsewhere. No worker sends more than its part of 4 to an engine that does nothing
+    to protect people."""
     bulk_priority: int = Field(default=10, ge=1)
     """Engine priority of bulk requests; interactive ones have 0, and lower is earlier."""
     shard_items: int = Field(default=128, ge=8, le=4096, multiple_of=8)

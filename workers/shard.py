@@ -14,6 +14,7 @@ from workers.request import Requester
 from workers.segment import Segment
 from workers.settings import WorkerSettings
 from workers.store import JobFiles
+from workers.window import Place, Window
 
 _COMMIT_SECONDS = 1.0
 _COMMIT_ITEMS = 32
@@ -31,7 +32,7 @@ class ShardRun:
         lease: Lease,
         ledger: Ledger,
         requester: Requester,
-        window: asyncio.Semaphore,
+        window: Window,
         settings: WorkerSettings,
         on_fed: Callable[[], None],
     ) -> None:
@@ -43,13 +44,13 @@ class ShardRun:
         self._on_fed = on_fed
         self._files = JobFiles(settings.data_dir, lease.tenant, lease.job)
         self._alone = lease.lane == QUARANTINE
-        self._room = asyncio.Semaphore(1 if self._alone else max(2 * settings.bulk_window, 2 * _COMMIT_ITEMS))
+        self._room = asyncio.Semaphore(1 if self._alone else max(2 * window.full, 2 * _COMMIT_ITEMS))
         """Items in memory: in flight, or finished and not yet committed."""
         self._cured = False
         self._left = 0
         """Items that have not been collected."""
         self._finished: asyncio.Queue[Record] = asyncio.Queue()
-        self._requests: set[asyncio.Task[None]] = set()
+        self._requests: dict[asyncio.Task[None], Place] = {}
         self._stop_after: float | None = None
         self._fault: BaseException | None = None
         self.feeding = True
@@ -59,6 +60,9 @@ class ShardRun:
     def stop(self, seconds: float) -> None:
         """Start no more items, give those in flight so many seconds, then release the shard."""
         self._stop_after = asyncio.get_running_loop().time() + seconds
+        for request, place in self._requests.items():
+            if not place.held:
+                request.cancel()
 
     async def run(self) -> None:
         """Until every item is committed, the job stops, the lease is lost, or `stop()` ran out."""
@@ -95,17 +99,17 @@ class ShardRun:
             await self._room.acquire()
             if self._alone and not await self._may_run(index):
                 break
-            await self._window.acquire()
+            place = await self._window.take()
             try:
                 item = await asyncio.to_thread(self._files.item, index) if self._stop_after is None else None
             except BaseException:
-                self._window.release()
+                place.release()
                 raise
             if item is None:
-                self._window.release()
+                place.release()
                 break
-            request = asyncio.create_task(self._one(item))
-            self._requests.add(request)
+            request = asyncio.create_task(self._one(item, place))
+            self._requests[request] = place
             request.add_done_callback(self._request_over)
         self.feeding = False
         self._on_fed()
@@ -125,13 +129,12 @@ class ShardRun:
         self._cured = True
         return False
 
-    async def _one(self, item: Item) -> None:
-        self._finished.put_nowait(await self._requester.run(item, self._lease))
+    async def _one(self, item: Item, place: Place) -> None:
+        self._finished.put_nowait(await self._requester.run(item, self._lease, place))
 
     def _request_over(self, request: asyncio.Task[None]) -> None:
         """However it ended, also before it began: its place in the window is free; a fault ends the run."""
-        self._window.release()
-        self._requests.discard(request)
+        self._requests.pop(request).release()
         if not self.feeding:
             self._on_fed()  # the place is another shard's
         if not request.cancelled() and request.exception():
@@ -141,7 +144,7 @@ class ShardRun:
         """Commit what is finished at least once a second, which also renews the lease and hears of a cancellation."""
         clock = asyncio.get_running_loop().time
         while True:
-            stopped = self._stop_after is not None and (clock() >= self._stop_after or not self._requests)
+            stopped = self._stop_after is not None and (clock() >= self._stop_after or not self._at_work)
             over = stopped or (self._cured and not self._requests)
             records = await self._collect(0 if over else _COMMIT_SECONDS)
             length = await asyncio.to_thread(segment.append, records) if records else segment.length
@@ -156,6 +159,10 @@ class ShardRun:
                 raise error
             if feeder.done() and not self._left and not self._requests:
                 return verdict  # all is committed, and yet the ledger misses some: it came back older. They run again
+
+    @property
+    def _at_work(self) -> bool:
+        return any(place.held for place in self._requests.values())
 
     async def _collect(self, seconds: float) -> list[Record]:
         """What finishes within `seconds`, or the first `_COMMIT_ITEMS` of it; with 0, all that has finished."""

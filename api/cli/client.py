@@ -42,6 +42,7 @@ class VelocityClient:
 
     def __init__(self, url: str, key: str) -> None:
         headers = {"authorization": f"Bearer {key}"} if key else {}
+        self.url = url
         self._http = httpx.AsyncClient(base_url=url, headers=headers, timeout=httpx.Timeout(60, read=600))
 
     async def __aenter__(self) -> Self:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 import uvloop
 
-from api.cli import chat, demo, engine, jobs, keys, up, usage, webhooks
+from api.cli import bench, chat, demo, engine, jobs, keys, up, usage, webhooks
 from api.cli.terminal import errors_for_people, load_settings
 from api.server import serve
 from engine import log
@@ -22,6 +22,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(engine.app, name="engine")
+app.add_typer(bench.app, name="bench")
 app.command()(up.up)
 app.command()(chat.chat)
 app.command()(usage.usage)

@@ -72,9 +72,11 @@ def load_settings(**overrides: object) -> ApiSettings:
 
 
 def local_settings() -> ApiSettings:
-    """Settings for commands beside a running `velocity up`: its Redis is found unless another was named."""
+    """Settings for commands beside a running `velocity up`: its Redis and engine are found unless others were named."""
     settings = load_settings()
     state = settings.data_dir / STATE_FILE
-    if "redis_url" not in settings.model_fields_set and state.exists():
-        return settings.model_copy(update={"redis_url": orjson.loads(state.read_bytes())["redis_url"]})
-    return settings
+    if not state.exists():
+        return settings
+    running = orjson.loads(state.read_bytes())
+    found = {name: running[name] for name in running.keys() & {"redis_url", "engine_url"} - settings.model_fields_set}
+    return settings.model_copy(update=found)

@@ -26,6 +26,7 @@ from workers.errors import LedgerUnavailable, StorageError
 
 LEASE_SECONDS = 15.0
 RENEW_SECONDS = 5.0
+_SIGN_SECONDS = 1.0
 _RENEW_MOST = 1000
 _LAST_SETTLES = 2.0
 _LEASE_US = int(LEASE_SECONDS * 1e6)
@@ -62,6 +63,8 @@ class Limiter:
         self._book = LeaseBook()
         self._lines = Lines()
         self._local = LocalShare()
+        self._unrecorded = True
+        """Whether Redis may not know of a request that runs here: it is told of all before it hears from us again."""
         self._processes = 1
         self._name = secrets.token_hex(8)
         self._settling: set[asyncio.Task[None]] = set()
@@ -133,6 +136,7 @@ class Limiter:
         self._metrics.local(admitted=True)
         admission = Admission(request, key, cost, State.LEASED, standing.headers(Rates.of(key)), local=True)
         self._book.add(admission)
+        self._unrecorded = True
         return admission
 
     async def slot(self, admission: Admission) -> None:
@@ -204,11 +208,21 @@ class Limiter:
         return Standing.of(answer).headers(rates)
 
     async def run(self) -> None:
-        """Renew leases and places, and end the requests of keys that were ended, until cancelled."""
+        """Renew leases and places, and end the requests of keys that were ended, until cancelled.
+
+        In between, say once a second that requests are recorded: bulk workers stand back for those.
+        """
+        renewed = 0.0
         while True:
-            with suppress(LedgerUnavailable):
-                await self._renew()
-            await asyncio.sleep(RENEW_SECONDS)
+            whole = self._unrecorded or time.monotonic() - renewed >= RENEW_SECONDS
+            self._unrecorded = False
+            try:
+                await self._renew(whole=whole)
+            except LedgerUnavailable:
+                self._unrecorded = True
+            else:
+                renewed = time.monotonic() if whole else renewed
+            await asyncio.sleep(_SIGN_SECONDS)
 
     async def aclose(self) -> None:
         """Wait for what is being settled, and for the requests that the server has cancelled and not waited for."""
@@ -222,8 +236,8 @@ class Limiter:
         if self._settling:
             await asyncio.wait(set(self._settling))
 
-    async def _renew(self) -> None:
-        admissions = self._book.all()
+    async def _renew(self, *, whole: bool = True) -> None:
+        admissions = self._book.all() if whole else []
         for start in range(0, max(1, len(admissions)), _RENEW_MOST):
             batch = admissions[start : start + _RENEW_MOST]
             held = [part for one in batch for part in (one.request, one.key.id, one.state.value)]

@@ -20,7 +20,8 @@ router = APIRouter()
 async def health(request: Request, response: Response) -> dict[str, Any]:
     """200 `ok`, 200 `degraded` when only bulk work suffers, 503 `unavailable` when chat can't be served.
 
-    Holders of a key are also told which part is down.
+    Holders of a key are also told which part is down, and what keeps bulk work from slowing people down in the engine:
+    `scheduler`, `priority` or `none`, null while that is not known.
     """
     gateway: Gateway = request.app.state.gateway
     await gateway.watch.refresh()
@@ -39,4 +40,11 @@ async def health(request: Request, response: Response) -> dict[str, Any]:
         response.headers["retry-after"] = "5"
     if "key" not in request.scope["state"]:
         return {"status": status}
-    return {"status": status, "engine": engine, "redis": redis, "workers": "ok" if workers else "none"}
+    known = gateway.watch.protection
+    return {
+        "status": status,
+        "engine": engine,
+        "protection": known and known.protection.value,
+        "redis": redis,
+        "workers": "ok" if workers else "none",
+    }

@@ -15,8 +15,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from api.bench.figures import Record, summary
 from bench.gpu.blocks import Block, Closed, run_block
-from bench.gpu.figures import Record, stream_table, summary, table
+from bench.gpu.figures import stream_table, table
 from bench.gpu.load import Sizes
 from bench.gpu.model import SHAPES, make_model
 from bench.gpu.plan import PLANS

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.gpu.load import Client, OpenLoad, Sizes, Stream, bulk, closed_loop, open_loop
+from api.bench.load import Done
+from bench.gpu.load import Client, OpenLoad, Sizes, Stream, bulk, closed_loop, open_loop, prompts
 
 INTERACTIVE = 0
 BULK = 10
@@ -51,17 +52,17 @@ class Block:
 
 def _bulk_process(
     url: str, model: str, window: Window, priority: int | None, salt: int, zero: float, stop: Path
-) -> list[tuple[float, int]]:
+) -> list[tuple[float, Done]]:
     """Runs in its own process, so that bulk answers never delay the clock of a stream."""
 
-    async def run() -> list[tuple[float, int]]:
+    async def run() -> list[tuple[float, Done]]:
         client = Client(url, model)
         try:
             return await bulk(
                 client,
                 window.sizes,
+                prompts(salt),
                 window=window.size,
-                salt=salt,
                 zero=zero,
                 over=lambda: stop.exists() or not stop.parent.exists(),
                 priority=priority,
@@ -86,7 +87,13 @@ async def _people(url: str, model: str, block: Block, salt: int, zero: float) ->
                 client, shape.sizes, users=shape.users, rounds=shape.rounds, salt=salt, zero=zero, priority=priority
             )
         return await open_loop(
-            client, block.people, seconds=block.seconds, seed=block.seed, salt=salt, zero=zero, priority=priority
+            client,
+            block.people,
+            prompts(salt),
+            seconds=block.seconds,
+            seed=block.seed,
+            zero=zero,
+            priority=priority,
         )
     finally:
         await client.close()
@@ -100,7 +107,7 @@ async def run_block(
         (control / "dial.json").write_text(json.dumps(block.dial), encoding="utf-8")
         await asyncio.sleep(1.2)
     zero = time.monotonic() + (block.window.lead if block.window else 0.2)
-    done: list[tuple[float, int]] = []
+    done: list[tuple[float, Done]] = []
     if block.window is None:
         streams = await _people(url, model, block, salt, zero)
     else:
@@ -120,20 +127,14 @@ async def run_block(
     return {
         "arm": block.arm,
         "block": asdict(block),
-        "streams": [_compact(seen) for seen in streams],
-        "bulk": [(round(at, 3), tokens) for at, tokens in done],
+        "seconds": block.seconds,
+        "window": block.window.size if block.window else 0,
+        "streams": [seen.compact() for seen in streams],
+        "bulk": [(round(at, 3), one.output, one.input) for at, one in done],
+        "bulk_failed": sum(not one.output for _, one in done),
+        "wasted": None,
+        "stalls": [],
         "scheduler": status,
-    }
-
-
-def _compact(seen: Stream) -> dict[str, Any]:
-    return {
-        "due": round(seen.due, 5),
-        "ttft": round(seen.ttft, 5),
-        "last": round(seen.last, 5),
-        "tokens": seen.tokens,
-        "gaps": [round(gap, 5) for gap in seen.gaps],
-        "error": seen.error,
     }
 
 

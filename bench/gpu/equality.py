@@ -13,13 +13,16 @@ import json
 import random
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
 from bench.gpu.blocks import BULK, INTERACTIVE
 from bench.gpu.server import Server
+from engine.ports import free_port
 
 FLAGS = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "8"]
 FLAGS += ["--max-num-batched-tokens", "256"]
@@ -28,21 +31,15 @@ FLAGS += ["--max-num-batched-tokens", "256"]
 def requests(count: int, interactive: bool) -> list[dict[str, object]]:
     """Greedy chat requests; the same ones every time."""
     rng = random.Random(11 + interactive)
-    subjects = ["a river", "an old clock", "the sea", "two friends", "a machine", "bread", "a city", "a teacher"]
     return [
         {
             "model": "bench",
-            "messages": [
-                {
-                    "role": "user",
-                    "content": f"Story {i}: write about {rng.choice(subjects)} and {rng.choice(subjects)}.",
-                }
-            ],
+            "messages": [{"role": "user", "content": " ".join(f"w{rng.randint(4, 3999)}" for _ in range(24))}],
             "max_tokens": rng.randint(12, 24) if interactive else rng.randint(40, 90),
             "temperature": 0.0,
             "ignore_eos": True,
         }
-        for i in range(count)
+        for _ in range(count)
     ]
 
 
@@ -71,6 +68,26 @@ async def together(url: str, bulk: list[dict[str, object]], people: list[dict[st
         return list(await asyncio.gather(*batch)), list(await asyncio.gather(*chats))
 
 
+def compare(model: Path, out: Path, *, count: int, flags: list[str], dummy: bool = False) -> dict[str, Any]:
+    """Asks both servers; returns the pairs of answers (stock, velocity), and the scheduler's report at the end."""
+    bulk, people = requests(count, False), requests(count, True)
+    servers = [
+        Server(kind, model, out, port=free_port(), extra=FLAGS + flags, dummy=dummy) for kind in ("stock", "velocity")
+    ]
+    stock, velocity = servers
+    try:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda server: server.start(400.0), servers))
+        alone = asyncio.run(one_by_one(stock.url, [*bulk, *people]))
+        shared = asyncio.run(together(velocity.url, bulk, people))
+        time.sleep(1.5)
+        report = json.loads((out / "control" / "status.json").read_text(encoding="utf-8"))
+    finally:
+        for server in servers:
+            server.stop()
+    return {"pairs": list(zip(alone, chain(*shared), strict=True)), "report": report}
+
+
 def main() -> int:
     """Returns 0 when every answer was the same."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.equality", description=__doc__)
@@ -79,30 +96,13 @@ def main() -> int:
     parser.add_argument("--flag", action="append", default=[], help="one more word for vLLM's command line")
     parser.add_argument("--count", type=int, default=24, help="bulk requests, and interactive ones")
     args = parser.parse_args()
-    bulk, people = requests(args.count, False), requests(args.count, True)
-    answers: dict[str, tuple[list[str], ...]] = {}
-    for kind in ("stock", "velocity"):
-        server = Server(kind, Path(args.model), Path(args.out), extra=FLAGS + args.flag, dummy=False)
-        server.start(400.0)
-        try:
-            if kind == "stock":
-                answers[kind] = tuple(asyncio.run(one_by_one(server.url, bodies)) for bodies in (bulk, people))
-            else:
-                answers[kind] = asyncio.run(together(server.url, bulk, people))
-                time.sleep(1.5)
-        finally:
-            server.stop()
-    same = [
-        [a == b for a, b in zip(mine, theirs, strict=True)]
-        for mine, theirs in zip(answers["velocity"], answers["stock"], strict=True)
-    ]
-    status = json.loads((Path(args.out) / "control" / "status.json").read_text(encoding="utf-8"))
-    print(f"bulk {sum(same[0])} of {len(same[0])} the same, interactive {sum(same[1])} of {len(same[1])}")
-    print(f"preemptions {status['preemptions']}, steps {status['steps']}, batch {status['batch_sequence_steps']}")
-    for mine, theirs in zip(chain(*answers["velocity"]), chain(*answers["stock"]), strict=True):
-        if mine != theirs:
-            print(f"--- stock\n{theirs}\n--- velocity\n{mine}")
-    return 0 if all(map(all, same)) else 1
+    found = compare(Path(args.model), Path(args.out), count=args.count, flags=args.flag)
+    report, different = found["report"], [pair for pair in found["pairs"] if pair[0] != pair[1]]
+    print(f"{len(found['pairs']) - len(different)} of {len(found['pairs'])} answers the same")
+    print(f"preemptions {report['preemptions']}, steps {report['steps']}, batch {report['batch_sequence_steps']}")
+    for stock, velocity in different:
+        print(f"--- stock\n{stock}\n--- velocity\n{velocity}")
+    return 1 if different else 0
 
 
 if __name__ == "__main__":

@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-Record = dict[str, Any]
+from api.bench.figures import Record, percentile, summary
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` (0 to 1) of the values lie, by nearest rank; NaN of nothing."""
-    if not values:
-        return float("nan")
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered) + 0.5) - 1))]
-
-
-def summary(records: Iterable[Record]) -> dict[str, float]:
-    """The figures of one arm over all its blocks: times in seconds, rates in tokens per second."""
+def figures_of(records: Iterable[Record]) -> dict[str, float]:
+    """The figures of one arm over all its blocks, and what one person sees at a given number of streams."""
     rows = list(records)
-    streams = [s for r in rows for s in r["streams"]]
-    good = [s for s in streams if not s["error"]]
-    ttft = [s["ttft"] for s in good]
-    gaps = [g for s in good for g in s["gaps"]]
+    good = [s for row in rows for s in row["streams"] if not s["error"]]
     per_stream = [len(s["gaps"]) / sum(s["gaps"]) for s in good if sum(s["gaps"]) > 0]
-    seconds = sum(r["block"]["seconds"] for r in rows)
-    tokens = sum(n for r in rows for at, n in r["bulk"] if 0 <= at <= r["block"]["seconds"])
-    out = {
-        "requests": float(len(streams)),
-        "failed": float(len(streams) - len(good)),
+    return summary(rows) | {
         "latency": sum(s["last"] - s["due"] for s in good) / len(good) if good else float("nan"),
         "per_stream": percentile(per_stream, 0.5),
         "streams_rate": _rate(good),
-        "busy": _busy(rows),
-        "bulk": tokens / seconds if seconds and rows[0]["block"]["window"] else float("nan"),
     }
-    for name, values in (("ttft", ttft), ("itl", gaps)):
-        for share in (50, 95, 99):
-            out[f"{name}{share}"] = percentile(values, share / 100)
-    return out
 
 
 def _rate(streams: list[dict[str, Any]]) -> float:
@@ -47,25 +26,6 @@ def _rate(streams: list[dict[str, Any]]) -> float:
         return float("nan")
     span = max(s["last"] for s in streams) - min(s["due"] for s in streams)
     return float(sum(s["tokens"] for s in streams) / span)
-
-
-def _busy(rows: list[Record]) -> float:
-    """The share of the time in which at least one interactive request was in flight."""
-    busy = seconds = 0.0
-    for row in rows:
-        length = row["block"]["seconds"]
-        seconds += length
-        busy += covered((s["due"], min(s["last"], length)) for s in row["streams"] if not s["error"])
-    return busy / seconds if seconds else float("nan")
-
-
-def covered(spans: Iterable[tuple[float, float]]) -> float:
-    """How long at least one of the spans (begin, end) lasts; all begin at 0 or later."""
-    total = end = 0.0
-    for begin, stop in sorted(spans):
-        total += max(0.0, stop - max(begin, end))
-        end = max(end, stop)
-    return total
 
 
 def by_arm(records: Iterable[Record]) -> dict[str, list[Record]]:
@@ -81,7 +41,7 @@ def table(records: Iterable[Record], baselines: dict[str, tuple[str, str]]) -> s
 
     `baselines` maps an arm to (interactive alone, bulk alone), each named as `by_arm` names them.
     """
-    figures = {arm: summary(rows) for arm, rows in by_arm(records).items()}
+    figures = {arm: figures_of(rows) for arm, rows in by_arm(records).items()}
     lines = [
         "| arm | n (failed) | busy | TTFT ms p50/p95/p99 | × A | ITL ms p50/p95/p99 | × A | bulk tok/s | × B |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -104,7 +64,7 @@ def stream_table(records: Iterable[Record]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for arm, rows in by_arm(records).items():
-        mine = summary(rows)
+        mine = figures_of(rows)
         lines.append(
             f"| {arm} | {mine['requests']:.0f} ({mine['failed']:.0f}) | {_three(mine, 'ttft')} "
             f"| {_show(mine['latency'], 1000, 0)} | {_show(mine['per_stream'], 1, 1)} "

@@ -1,7 +1,7 @@
-"""`python -m bench.gpu.rehearsal`: the co-serving arms on a virtual GPU, in a minute, on any machine with vLLM.
+"""`python -m bench.gpu.rehearsal`: the co-serving arms on a virtual machine, in a minute, wherever vLLM is installed.
 
-vLLM's real scheduler runs; the GPU is a cost model (see `h100`). So the figures are ESTIMATES: they show what the
-policy does with steps of that shape, and that no token is lost or changed; they do not show what a GPU does.
+vLLM's real scheduler runs; the worker is a cost model (see `h100` and `laptop`). So the figures are ESTIMATES: they
+show what the policy does with steps of that shape, and that no token is lost or changed; not what a real machine does.
 """
 
 from __future__ import annotations
@@ -12,20 +12,19 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from api.bench.figures import covered, percentile
 from bench.gpu.blocks import BULK as BULK_PRIORITY
 from bench.gpu.blocks import INTERACTIVE
-from bench.gpu.figures import covered, percentile
-from bench.gpu.load import OpenLoad
+from bench.gpu.load import OpenLoad, Sizes
 from bench.gpu.model import make_model
 from bench.gpu.plan import ALWAYS, BULK, DEFAULT, HALF, RARE, STRICT, WIDE
-from bench.gpu.virtual import Cost, Size, VirtualEngine, make_scheduler
+from bench.gpu.virtual import DEPTH, Cost, Size, VirtualEngine, make_scheduler
 
-WARM = 6.0
-"""Virtual seconds of bulk before people come and before anything counts."""
 UNTOUCHED = 1 - 8 / 128
 """Share of the experts that one token leaves unread."""
 
@@ -42,6 +41,44 @@ def h100(decodes: int, prefill: int) -> float:
     return 0.0035 + experts + 1.65e-5 * tokens + 1.6e-5 * decodes + (0.002 if prefill else 0.0)
 
 
+def laptop(decodes: int, prefill: int) -> float:
+    """Seconds of a step of SmolLM2-135M in vLLM for CPUs on two cores, fitted to measured steps by eye."""
+    return 0.031 + 0.0028 * max(0, decodes - 1) + 0.0007 * prefill
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A virtual machine, and the load that suits it."""
+
+    cost: Cost
+    size: Size
+    depth: int
+    bulk: Sizes
+    window: int
+    caps: tuple[int, ...]
+    people: dict[str, OpenLoad]
+    """By presence."""
+    warm: float = 6.0
+    """Virtual seconds of bulk before people come and before anything counts."""
+    dials: dict[str, dict[str, float]] = field(default_factory=lambda: {"V": DEFAULT, "V strict": STRICT})
+
+
+_LAPTOP_CHAT = Sizes(prompt=(150, 400), output=(24, 48))
+MACHINES = {
+    "h100": Machine(
+        h100, Size(), DEPTH, BULK, 256, (4, 16, 32, 64, 128),
+        {"in bursts": HALF, "rarely": RARE, "always": ALWAYS},
+        dials={"V": DEFAULT, "V strict": STRICT, "V wide": WIDE},
+    ),
+    "laptop": Machine(
+        laptop, Size(seats=64, blocks=5800, tokens=256), 1, Sizes((150, 400), (24, 72)), 64, (1, 2, 4, 8),
+        {
+            name: OpenLoad(_LAPTOP_CHAT, rate, on=1.0, period=1.0)
+            for name, rate in (("about half of the time", 0.37), ("rarely", 0.07), ("always", 1.2))
+        },
+        warm=20.0,
+    ),
+}  # fmt: skip
 HEADER = "| arm | busy | TTFT ms p50/p95/p99 | × A | ITL ms p50/p95/p99/mean | × A | bulk tok/s | × B |"
 
 
@@ -49,24 +86,17 @@ class Arm:
     """One arm: people, a window of bulk, a scheduler, and what they see of each other."""
 
     def __init__(
-        self,
-        model: Path,
-        cost: Cost,
-        seconds: float,
-        *,
-        velocity: bool,
-        dial: dict[str, float],
-        size: Size | None = None,
+        self, model: Path, machine: Machine, seconds: float, *, velocity: bool, dial: dict[str, float], seed: int = 7
     ) -> None:
-        self._rng = random.Random(7)
+        self._rng = random.Random(seed)
         self._names = (f"b{n}" for n in itertools.count())
         self._velocity = velocity
-        self._end = WARM + seconds
+        self._machine = machine
+        self._end = machine.warm + seconds
         self._seconds = seconds
         self.tokens = 0
-        self.engine = VirtualEngine(
-            make_scheduler(model, size or Size(), velocity=velocity), cost, self._finished, dial
-        )
+        scheduler = make_scheduler(model, machine.size, velocity=velocity)
+        self.engine = VirtualEngine(scheduler, machine.cost, self._finished, dial, machine.depth)
 
     def run(self, people: OpenLoad | None, window: int) -> dict[str, list[float]]:
         """Returns the first-token times and the gaps of people in seconds, and the share of the time they were there.
@@ -74,8 +104,9 @@ class Arm:
         Raises AssertionError if any answer was wrong.
         """
         events: list[tuple[float, Callable[[], None]]] = [(0.0, self._bulk)] * window
+        warm = self._machine.warm
         for number, due in enumerate(people.arrivals(self._seconds, seed=1) if people else []):
-            events.append((WARM + due, partial(self._person, people, f"p{number}", WARM + due)))
+            events.append((warm + due, partial(self._person, people, f"p{number}", warm + due)))
         self.engine.run(events, self._end + 3.0)
         answers = self.engine.answers
         wrong = [name for name, answer in answers.items() if not answer.correct(name)]
@@ -83,7 +114,7 @@ class Arm:
             raise AssertionError(f"Wrong tokens: {wrong[:5]}")
         mine = [answer for name, answer in answers.items() if name[0] == "p" and answer.times]
         gaps = [b - a for answer in mine for a, b in itertools.pairwise(answer.times)]
-        there = covered((answer.due - WARM, min(answer.times[-1] - WARM, self._seconds)) for answer in mine)
+        there = covered((answer.due - warm, min(answer.times[-1] - warm, self._seconds)) for answer in mine)
         return {
             "ttft": [answer.times[0] - answer.due for answer in mine],
             "itl": gaps,
@@ -93,7 +124,7 @@ class Arm:
     def _finished(self, name: str) -> None:
         if name[0] != "b":
             return
-        if WARM <= self.engine.now <= self._end:
+        if self._machine.warm <= self.engine.now <= self._end:
             self.tokens += len(self.engine.answers[name].tokens)
         self._bulk()
 
@@ -101,9 +132,10 @@ class Arm:
         return [self._rng.randint(4, 4000) for _ in range(length)]
 
     def _bulk(self) -> None:
-        prompt = self._prompt(self._rng.randint(*BULK.prompt))
+        sizes = self._machine.bulk
+        prompt = self._prompt(self._rng.randint(*sizes.prompt))
         priority = BULK_PRIORITY if self._velocity else INTERACTIVE
-        self.engine.add(next(self._names), prompt, self._rng.randint(*BULK.output), priority, self.engine.now)
+        self.engine.add(next(self._names), prompt, self._rng.randint(*sizes.output), priority, self.engine.now)
 
     def _person(self, load: OpenLoad | None, name: str, due: float) -> None:
         if load is None:
@@ -112,26 +144,26 @@ class Arm:
         self.engine.add(name, prompt, self._rng.randint(*load.sizes.output), INTERACTIVE, due)
 
 
-def arms(load: OpenLoad) -> list[tuple[str, OpenLoad | None, int, bool, dict[str, float]]]:
+def arms(machine: Machine, load: OpenLoad) -> list[tuple[str, OpenLoad | None, int, bool, dict[str, float]]]:
     """(name, people, bulk window, velocity, dial) of every arm for one kind of presence."""
+    window = machine.window
     return [
         ("A", load, 0, False, {}),
-        ("B", None, 256, False, {}),
-        ("B velocity", None, 256, True, dict(DEFAULT)),
-        ("C", load, 256, False, {}),
-        *((f"S{n}", load, n, False, {}) for n in (4, 16, 32, 64, 128)),
-        ("V", load, 256, True, dict(DEFAULT)),
-        ("V strict", load, 256, True, dict(STRICT)),
-        ("V wide", load, 256, True, dict(WIDE)),
+        ("B", None, window, False, {}),
+        ("B velocity", None, window, True, dict(DEFAULT)),
+        ("C", load, window, False, {}),
+        *((f"S{n}", load, n, False, {}) for n in machine.caps),
+        *((name, load, window, True, dict(dial)) for name, dial in machine.dials.items()),
     ]
 
 
-def squeeze(model: Path, seconds: float) -> None:
-    """So few seats and KV blocks that batch requests are parked and preempted all the time; prints how often."""
-    arm = Arm(model, h100, seconds, velocity=True, dial=dict(DEFAULT), size=Size(seats=8, blocks=160, tokens=512))
-    arm.run(HALF, 16)
+def squeeze(model: Path, machine: Machine, seconds: float) -> str:
+    """So few seats and KV blocks that batch requests are parked and preempted all the time; says how often."""
+    tight = replace(machine, size=Size(seats=8, blocks=160, tokens=512))
+    arm = Arm(model, tight, seconds, velocity=True, dial=dict(DEFAULT))
+    arm.run(next(iter(machine.people.values())), 16)
     report = arm.engine.scheduler.velocity.report
-    print(
+    return (
         f"With 8 seats and 160 KV blocks: {report.preemptions} preemptions by people, {report.wasted_tokens} tokens "
         f"computed again, {arm.tokens} bulk tokens completed."
     )
@@ -140,19 +172,21 @@ def squeeze(model: Path, seconds: float) -> None:
 def main() -> int:
     """Prints one table per kind of presence; returns 0 when every token of every arm was right."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.rehearsal", description=__doc__)
+    parser.add_argument("--machine", choices=sorted(MACHINES), default="h100")
     parser.add_argument("--seconds", type=float, default=45.0, help="virtual seconds per arm")
     parser.add_argument("--out", default="build/bench-gpu")
     args = parser.parse_args()
+    machine = MACHINES[args.machine]
     model = make_model(Path(args.out) / "model", "tiny")
     began = time.monotonic()
-    squeeze(model, args.seconds)
-    for title, load in (("in bursts", HALF), ("rarely", RARE), ("always", ALWAYS)):
+    print(squeeze(model, machine, args.seconds))
+    for title, load in machine.people.items():
         print(f"\nPeople come {title}:\n\n{HEADER}")
         print("|---|---|---|---|---|---|---|---|")
         alone: dict[str, list[float]] = {}
         most = 0.0
-        for name, people, window, velocity, dial in arms(load):
-            arm = Arm(model, h100, args.seconds, velocity=velocity, dial=dial)
+        for name, people, window, velocity, dial in arms(machine, load):
+            arm = Arm(model, machine, args.seconds, velocity=velocity, dial=dial)
             seen = arm.run(people, window)
             alone = alone or seen
             rate = arm.tokens / args.seconds

@@ -7,6 +7,8 @@ scheduler that loses, repeats or reorders a token is found out, whatever it park
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable
@@ -97,20 +99,25 @@ def make_scheduler(model: Path, size: Size, *, velocity: bool) -> Any:
 class VirtualEngine:
     """Runs a scheduler against the virtual worker. `finished` is called with the name of each request that ends."""
 
-    def __init__(self, scheduler: Any, cost: Cost, finished: Callable[[str], None], dial: dict[str, float]) -> None:
+    def __init__(
+        self, scheduler: Any, cost: Cost, finished: Callable[[str], None], dial: dict[str, float], depth: int = DEPTH
+    ) -> None:
+        self._depth = depth
         self.now = 0.0
         self.scheduler = scheduler
         self.answers: dict[str, Answer] = {}
         self._cost = cost
         self._finished = finished
         self._worker_free = 0.0
+        self._coming: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
         self._queue: deque[tuple[Any, Any, float]] = deque()
         init_none_hash(sha256)
         self._hasher = get_request_block_hasher(BLOCK, sha256)
         if isinstance(scheduler, CoServingScheduler):
             environment = os.environ | {f"VELOCITY_{name.upper()}": str(value) for name, value in dial.items()}
             scheduler.velocity = CoServer(
-                scheduler, environment, version=vllm_version, synchronous=False, now=lambda: self.now
+                scheduler, environment, version=vllm_version, synchronous=depth == 1, now=lambda: self.now
             )
 
     def add(self, name: str, prompt: list[int], wanted: int, priority: int, due: float) -> None:
@@ -130,23 +137,28 @@ class VirtualEngine:
 
     def run(self, events: list[tuple[float, Callable[[], None]]], until: float) -> None:
         """Plays events, given as (time, what happens), until the clock has reached `until` or nothing is left."""
-        coming = deque(sorted(events, key=lambda event: event[0]))
+        for at, what in events:
+            self.later(at, what)
         while self.now < until:
-            while coming and coming[0][0] <= self.now:
-                coming.popleft()[1]()
+            while self._coming and self._coming[0][0] <= self.now:
+                heapq.heappop(self._coming)[2]()
             if not self.scheduler.has_requests() and not self._queue:
-                if not coming:
+                if not self._coming:
                     return
-                self.now = coming[0][0]
+                self.now = self._coming[0][0]
                 continue
             self._step()
+
+    def later(self, at: float, what: Callable[[], None]) -> None:
+        """Plan an event."""
+        heapq.heappush(self._coming, (at, next(self._order), what))
 
     def _step(self) -> None:
         """One turn of vLLM's engine loop: schedule ahead while there is room, else wait for the oldest result."""
         if self.scheduler.has_requests():
             plan = self.scheduler.schedule()
             self._queue.append((plan, *self._work(plan)))
-            if len(self._queue) < DEPTH and plan.total_num_scheduled_tokens > 0:
+            if len(self._queue) < self._depth and plan.total_num_scheduled_tokens > 0:
                 return
         plan, result, end = self._queue.popleft()
         self.now = max(self.now, end)

@@ -11,6 +11,8 @@ engine.scheduler.CoServingScheduler`. A request's class is its priority: up to 0
     coserver   carries the plan out on vLLM's objects: survey, preempt, park, limit
     report     what was done, for people and for metrics
     settings   the dial: environment variables, and a small file for changing it while the engine runs
+    door       the reports on the engine's own port, as JSON, and through `metrics` for Prometheus
+    contract   what is relied on of vLLM, looked up in the source of any version
     scheduler  the subclass of vLLM's scheduler (the only module that imports vllm)
 """
 

@@ -150,6 +150,12 @@ class CoServer:
             return f"The control folder could not be used: {error}"
         return None if self.policy.dial == before else f"The dial was turned: {self.policy.dial}"
 
+    def rest(self) -> str | None:
+        """The last request has gone: reports at once, since vLLM does not call the scheduler of an idle engine."""
+        self.report.rested()
+        self._next_look = 0.0
+        return self.look()
+
     def _learn(self, timed: TimedStep | None) -> None:
         if timed is not None:
             self._model.observe(timed.step.decodes, timed.step.prefill, timed.seconds)

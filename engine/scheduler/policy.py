@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from engine.scheduler.model import StepModel
 from engine.scheduler.settings import Dial
 
-WAIT_SHARE = 5.0
-"""How much of a first token's own time a batch-only step may last, per unit of ratio above 1 (1.2: all of it)."""
+WAIT_SHARE = 6.5
+"""How much of a first token's own time a batch-only step may last, per unit of ratio above 1 (1.2: 1.3 times it)."""
 WAIT_STEPS = 2.5
 """Steps that an arrival waits at worst: the running one, the one already queued behind it, and some air."""
 SMALLEST_CHUNK = 32
@@ -24,10 +24,15 @@ SMALLEST_CHUNK = 32
 LEAST_ROOM = 64
 """Prompt tokens that a batch-only step must have room for beside one decoding sequence, or nothing would ever start."""
 PROBE_EVERY = 64
-"""Steps between two that are kept pure (interactive only, or decode only) so that the model keeps seeing them.
+"""Steps between two that are kept pure so that the model keeps seeing such steps: interactive only, or a few decodes.
 
 Half-way between them, a step takes a few sequences more than the model would have: if the engine became faster, or was
 believed too slow, nothing else would ever find out. The floor rests in a pure step, too."""
+PROBE_SIZES = (1, 2, 4, 8, 16, 0)
+"""Sequences of those pure steps in turn while people are away, so that it is known what the next person's steps cost
+before that person comes; 0: all of them."""
+FIRST_PROBES = 2 * len(PROBE_SIZES)
+"""So many of these come soon, every eighth of the usual distance."""
 FLOOR_CHUNK_EVERY = 8
 """Steps between two chunks of prompt that the floor is worth: often enough to keep its sequences coming."""
 TYPICAL_PROMPT = 256
@@ -77,6 +82,7 @@ class Policy:
         self.dial = dial
         self.prompt = float(TYPICAL_PROMPT)
         self._steps = 0
+        self._probes = 0
 
     def arrived(self, prompt_tokens: int) -> None:
         """Notes the length of an interactive prompt: the next person's first token is expected to take as long."""
@@ -119,8 +125,10 @@ class Policy:
         limit = self.longest_alone()
         room = self._room(demand.token_budget)
         decodes = min(max(room, self.dial.batch_floor, 1), demand.batch_decodes)
-        if self._steps % PROBE_EVERY == 0 and decodes:
-            return Grant(decodes, 0, room)
+        if self._steps % (PROBE_EVERY if self._probes >= FIRST_PROBES else PROBE_EVERY // 8) == 0 and decodes:
+            size = PROBE_SIZES[self._probes % len(PROBE_SIZES)]
+            self._probes += 1
+            return Grant(min(size or decodes, decodes), 0, room)
         left = demand.token_budget - decodes
         prefill = largest(lambda n: self.model.seconds(decodes, n), limit, left)
         allowed = prefill >= SMALLEST_CHUNK and decodes == demand.batch_decodes

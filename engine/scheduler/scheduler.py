@@ -16,6 +16,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.version import __version__ as vllm_version
 
 from engine.scheduler.coserver import CoServer
+from engine.scheduler.settings import RANK
 
 logger = init_logger(f"vllm.{__name__}")
 
@@ -29,10 +30,16 @@ class CoServingScheduler(AsyncScheduler):  # type: ignore[misc]  # vLLM publishe
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         in_process = self.parallel_config.distributed_executor_backend == "uni"
+        rank = getattr(self.parallel_config, "data_parallel_index", self.parallel_config.data_parallel_rank)
         self.velocity = CoServer(
-            self, os.environ, version=vllm_version, synchronous=in_process and bool(current_platform.is_cpu())
+            self,
+            {**os.environ, RANK: str(rank)},
+            version=vllm_version,
+            synchronous=in_process and bool(current_platform.is_cpu()),
         )
         logger.info("velocity's co-serving scheduler: %s", self.velocity.policy.dial)
+        if news := self.velocity.look():  # the first report: vLLM does not call the scheduler of an idle engine
+            logger.info("velocity's co-serving scheduler: %s", news)
 
     def add_request(self, request: Any) -> None:
         """Notes interactive requests on their way in."""
@@ -58,9 +65,13 @@ class CoServingScheduler(AsyncScheduler):  # type: ignore[misc]  # vLLM publishe
             self.max_num_scheduled_tokens = before[0]
             setattr(self, seats_name, before[1])
             self.velocity.end(output)
+        self.velocity.report.computed(output.num_scheduled_tokens, self.requests)
         return output
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Takes in a step's result, and how long the step took."""
         self.velocity.finished(scheduler_output)
-        return super().update_from_output(scheduler_output, model_runner_output)
+        told = super().update_from_output(scheduler_output, model_runner_output)
+        if not self.requests and (news := self.velocity.rest()):
+            logger.info("velocity's co-serving scheduler: %s", news)
+        return told

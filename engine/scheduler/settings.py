@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
+
+FOLDER = "VELOCITY_SCHEDULER_DIR"
+"""Environment variable: the folder of ControlFolder."""
+RANK = "VELOCITY_SCHEDULER_RANK"
+"""Environment variable: which data-parallel rank an engine process is; CoServingScheduler says it, nobody else."""
 
 
 @dataclass(frozen=True)
@@ -67,19 +75,35 @@ class ControlFolder:
     """A folder (VELOCITY_SCHEDULER_DIR) for turning the dial of a running engine, and for seeing what it does.
 
     `dial.json` may hold any of the dial's fields; it is looked at when its modification time changes. `status.json` is
-    replaced about once a second and never half-written.
+    replaced about once a second while the engine works, and never half-written. Data-parallel ranks share the dial, and
+    those after the first (0) report in `status-1.json`, `status-2.json` and so on.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rank: int = 0) -> None:
         self._dial = path / "dial.json"
-        self._status = path / "status.json"
+        self._status = path / (f"status-{rank}.json" if rank else "status.json")
         self._read_at: int | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> ControlFolder | None:
-        """The folder that the environment names, or None."""
-        path = environment.get("VELOCITY_SCHEDULER_DIR")
-        return cls(Path(path)) if path else None
+        """The folder that the environment names, or None. VELOCITY_SCHEDULER_RANK is the rank of this engine."""
+        path = environment.get(FOLDER)
+        return cls(Path(path), int(environment.get(RANK, "0"))) if path else None
+
+    @staticmethod
+    def reports(path: Path) -> dict[int, dict[str, Any]]:
+        """What the schedulers of all ranks last said, by rank, without those of processes that have ended.
+
+        A rank whose file cannot be read is left out.
+        """
+        found = {}
+        for file in path.glob("status*.json"):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                rank = int(file.stem.partition("-")[2] or 0)
+                report = json.loads(file.read_text(encoding="utf-8"))
+                if _lives(int(report["pid"])):
+                    found[rank] = report
+        return dict(sorted(found.items()))
 
     def dial(self, current: Dial) -> Dial:
         """The dial as the file has it, or `current` if there is no news. Raises ValueError for one without sense."""
@@ -100,3 +124,14 @@ class ControlFolder:
         fresh = self._status.with_suffix(".tmp")
         fresh.write_text(json.dumps(status), encoding="utf-8")
         fresh.replace(self._status)
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process of that number runs: a report outlives the engine that wrote it."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

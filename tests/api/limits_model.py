@@ -284,7 +284,7 @@ class Model:
 
     def renew(self, process: str, lease: int, held: Sequence[tuple[str, str, str]], now: int) -> None:
         """`renew`, of (request, key, state)."""
-        self.at("apis")[process] = now + lease
+        self.at("apis")[process] = now
         for request, key, state in held:
             if state == "leased":
                 self.leases(key)[request] = self.leases(ALL)[request] = now + lease

@@ -109,7 +109,7 @@ async def test_health_needs_no_key_and_names_each_part_to_who_has_one(door: Door
             await client.get("/health", headers={"authorization": "Bearer x"}),
         ):
             assert (stranger.status_code, stranger.json()) == (200, {"status": "degraded"})
-        parts = {"status": "degraded", "engine": "ok", "redis": "ok", "workers": "none"}
+        parts = {"status": "degraded", "engine": "ok", "protection": "none", "redis": "ok", "workers": "none"}
         assert (await holder.get("/health")).json() == parts
         await door.gateway.ledger.beat("worker-1", 15)
         assert (await client.get("/health")).json()["status"] == "ok"

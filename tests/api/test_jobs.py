@@ -81,10 +81,11 @@ async def test_results_are_readable_while_it_runs(door: Door) -> None:
 
 async def test_the_window_is_bounded(door: Door) -> None:
     door.engine.token_seconds = 0.005
+    door.engine.scheduler = {"scheduler": "velocity", "batch_seats": 8}
     job_id = await submitted(door, job(*["hi"] * 60))
     await door.drain()
     assert (await state(door, job_id))["counts"]["completed"] == 60
-    assert 8 < door.engine.most_running <= door.settings.bulk_window
+    assert 8 < door.engine.most_running <= 16
 
 
 async def test_an_engine_that_dies_on_an_item_fails_only_that_item(door: Door) -> None:

@@ -239,7 +239,7 @@ class LimiterMachine(RuleBasedStateMachine):
         outcome = self.store.run("renew", "process", self.lease, len(held), *args, *known)
         assert outcome.reply == [1, "two"]
         model = Model(self.space)
-        model.renew("process", self.lease, held, outcome.space[f"{ROOT}apis"]["process"] - self.lease)
+        model.renew("process", self.lease, held, outcome.space[f"{ROOT}apis"]["process"])
         assert self.is_now(outcome, model, model)
 
     @rule(ms=st.integers(1, 6))

@@ -20,6 +20,7 @@ from api.errors import ApiError
 from api.metrics import Gaps, Metrics, Outcome, Refusal
 from api.metrics_server import serve_metrics
 from engine.errors import StartError
+from engine.protection import Protection
 
 parse_strictly: Callable[[str], Iterator[Metric]] = openmetrics.text_string_to_metric_families  # has no types
 
@@ -27,13 +28,14 @@ CHAT = "/v1/chat/completions"
 LABELS = {
     "velocity_http_requests": {"route", "method", "status"},
     "velocity_request_duration_seconds": {"endpoint", "stream"},
-    "velocity_ttft_seconds": {"endpoint"},
-    "velocity_itl_seconds": set(),
+    "velocity_ttft_seconds": {"endpoint", "bulk"},
+    "velocity_itl_seconds": {"bulk"},
     "velocity_tokens": {"direction", "traffic"},
     "velocity_refusals": {"reason"},
     "velocity_requests_in_flight": set(),
     "velocity_requests_waiting": set(),
     "velocity_engine_up": set(),
+    "velocity_engine_protection": {"protection"},
     "velocity_redis_seconds": {"operation"},
     "velocity_redis_failures": {"operation"},
     "velocity_local_decisions": {"outcome"},
@@ -68,7 +70,7 @@ def use(metrics: Metrics) -> None:
     for stream in (True, False):
         metrics.duration(CHAT, 0.3, stream=stream)
     for seconds in (0.004, 0.06, 200, 301):
-        metrics.ttft(CHAT, seconds)
+        metrics.ttft(CHAT, seconds, bulk=True)
     metrics.tokens(100, 7)
     metrics.tokens(1, 2)
     metrics.refused(Refusal.GLOBAL_TOKENS)
@@ -80,7 +82,8 @@ def use(metrics: Metrics) -> None:
     gaps = Gaps()
     for now in (5.0, 5.002, 5.0305):
         gaps.token(now)
-    metrics.add_gaps(gaps)
+    for bulk in (False, True):
+        metrics.add_gaps(gaps, bulk=bulk)
 
 
 async def scrape(url: str) -> dict[str, Metric]:
@@ -99,7 +102,7 @@ def value(families: dict[str, Metric], name: str, **labels: str) -> float:
 async def test_names_labels_and_values(metrics: Metrics, url: str) -> None:
     use(metrics)
     metrics.observe_gauges(lambda: 3, lambda: 2)
-    metrics.observe_engine(lambda: True)
+    metrics.observe_engine(lambda: True, lambda: Protection.PRIORITY)
     families = await scrape(url)
 
     for name, labels in LABELS.items():
@@ -117,6 +120,8 @@ async def test_names_labels_and_values(metrics: Metrics, url: str) -> None:
     assert value(families, "velocity_requests_in_flight") == 3
     assert value(families, "velocity_requests_waiting") == 2
     assert value(families, "velocity_engine_up") == 1
+    said = {each: value(families, "velocity_engine_protection", protection=each) for each in Protection}
+    assert said == {Protection.SCHEDULER: 0, Protection.PRIORITY: 1, Protection.NONE: 0}
     assert value(families, "process_open_fds") > 0
     assert set(families["velocity_build_info"].samples[0].labels) == {"version", "python"}
     assert "python_info" in families
@@ -179,9 +184,10 @@ async def test_gaps_merge_exactly(metrics: Metrics, url: str) -> None:
             gaps.token(now)
             assert gaps.tokens == number + 1
         assert sum(gaps.counts) == max(gaps.tokens - 1, 0)
-        metrics.add_gaps(gaps)
+        metrics.add_gaps(gaps, bulk=True)
 
-    [(_, buckets, count, total)] = [found for found in histograms(await scrape(url)) if "itl" in found[0]]
+    without, (_, buckets, count, total) = [found for found in histograms(await scrape(url)) if "itl" in found[0]]
+    assert without[2:] == (0, 0)
     assert (count, total) == (len(everything), sum(everything))
     assert buckets == [(bound, sum(gap <= bound for gap in everything)) for bound, _ in buckets]
     assert buckets[0][0] == 0.001
@@ -239,7 +245,7 @@ async def test_beyond_loopback_a_key_is_needed(metrics: Metrics) -> None:
 
 
 async def test_a_fault_of_ours_is_a_500_without_detail(metrics: Metrics, url: str) -> None:
-    metrics.observe_engine(lambda: bool(1 / 0))
+    metrics.observe_engine(lambda: bool(1 / 0), lambda: None)
     async with httpx.AsyncClient() as client:
         answer = await client.get(url)
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")

@@ -11,7 +11,7 @@ import os
 import random
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class Logged(FakeEngine):
 
     log: int = -1
     """Descriptor of the log."""
+    scheduler: dict[str, Any] | None = field(default_factory=lambda: {"scheduler": "velocity", "batch_seats": 24})
+    """It decides for itself: three workers keep 16 requests each there, whether people are there or not."""
 
     def note(self, what: str, prompt: str) -> None:
         """One line of the log."""

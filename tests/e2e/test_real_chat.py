@@ -204,4 +204,6 @@ def test_health_is_ok(real: Up) -> None:
     with real.client() as http:
         health = http.get("/health")
     assert health.status_code == 200
-    assert health.json() == {"status": "ok", "engine": "ok", "redis": "ok", "workers": "ok"}
+    assert health.json() == {
+        "status": "ok", "engine": "ok", "protection": "scheduler", "redis": "ok", "workers": "ok",
+    }  # fmt: skip

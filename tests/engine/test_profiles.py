@@ -161,10 +161,11 @@ def test_clients_settings_work_on_a_laptop_and_in_production(name: str) -> None:
 
 def test_arguments_of_the_cpu_profile() -> None:
     args = profiles.load("cpu").vllm_args("/cache/model", "127.0.0.1", 8123, coserving=False)
-    assert args[:10] == [
+    assert args[:12] == [
         *("--model", "/cache/model"),
         *("--served-model-name", "SmolLM2-135M-Instruct", "velocity-30b"),
         *("--host", "127.0.0.1", "--port", "8123"),
+        *("--middleware", "engine.scheduler.door.SchedulerDoor"),
         "--enable-auto-tool-choice",
     ]
     assert "--scheduler-cls" not in args
@@ -226,6 +227,7 @@ def test_vllm_takes_every_flag_for_what_it_was_meant(vllm_view: dict[str, Any], 
     assert (parsed["model"], parsed["host"], parsed["port"]) == ("/model", "127.0.0.1", 8000)
     assert parsed["scheduling_policy"] == "priority"
     assert parsed["scheduler_cls"] == profile.scheduler_cls
+    assert parsed["middleware"] == ["engine.scheduler.door.SchedulerDoor"]
     assert parsed["enable_auto_tool_choice"] is (profile.tool_call_parser is not None)
     assert parsed["max_num_seqs"] <= parsed["max_num_batched_tokens"]  # else vLLM refuses to start
 

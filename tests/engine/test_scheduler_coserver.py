@@ -164,3 +164,14 @@ class TestCoServer:
         status = json.loads((tmp_path / "status.json").read_text())
         assert status["scheduler"] == "velocity"
         assert status["dial"]["interactive_ratio"] == 3.0
+
+    def test_reports_at_once_when_nobody_is_left(self, tmp_path: Path) -> None:
+        engine = FakeEngine()
+        server = co_server(engine, VELOCITY_SCHEDULER_DIR=str(tmp_path))
+        server.look()
+        engine.request("b", priority=10)
+        server.begin()
+        server.end(SimpleNamespace(num_scheduled_tokens={"b": 1}))
+        assert server.rest() is None
+        status = json.loads((tmp_path / "status.json").read_text())
+        assert (status["steps"]["batch"], status["batch"]["seated"]) == (1, 0)

@@ -11,8 +11,8 @@ import pytest
 import structlog
 
 from engine import embedded, ports, profile
-from engine.errors import ProfileError, StartError
-from engine.serve import _environment, _forward_line, serve
+from engine.errors import ProfileError, SettingsError, StartError
+from engine.serve import _environment, _folders, _forward_line, serve
 from engine.settings import EngineSettings
 
 
@@ -38,6 +38,22 @@ def test_the_operators_environment_wins_over_the_profiles(monkeypatch: pytest.Mo
     assert "VLLM_CPU_KVCACHE_SPACE" not in environment
     assert environment["HF_HUB_OFFLINE"] == "1"
     assert Path(environment["PYTHONPATH"].split(":")[0], "engine").is_dir()
+
+
+def test_the_schedulers_reports_have_a_folder_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VELOCITY_SCHEDULER_DIR", raising=False)
+    assert _folders(tmp_path) == {
+        "VLLM_RPC_BASE_PATH": str(tmp_path),
+        "VELOCITY_SCHEDULER_DIR": str(tmp_path / "scheduler"),
+    }
+    assert (tmp_path / "scheduler").stat().st_mode & 0o777 == 0o700
+    monkeypatch.setenv("VELOCITY_SCHEDULER_DIR", str(tmp_path / "operators" / "own"))
+    assert _folders(tmp_path)["VELOCITY_SCHEDULER_DIR"] == str(tmp_path / "operators" / "own")
+    assert (tmp_path / "operators" / "own").is_dir()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VELOCITY_SCHEDULER_DIR", str(tmp_path / "file"))
+    with pytest.raises(SettingsError, match="VELOCITY_SCHEDULER_DIR"):
+        _folders(tmp_path)
 
 
 def test_a_taken_port_is_said_and_a_free_one_is_free() -> None:

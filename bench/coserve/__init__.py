@@ -1,0 +1,1 @@
+"""What people and bulk work cost each other on this machine: `python -m bench.coserve`."""
