@@ -11,7 +11,7 @@ from api.bench.figures import Record, covered
 from api.bench.load import Caller, OpenLoad, Prompts, Sizes, Steady, Stream
 from engine.errors import VelocityError
 
-CHAT = Sizes(prompt=(100, 300), output=(24, 48))
+CHAT = Sizes(prompt=(100, 300), output=(48, 80))
 SHORT = Sizes(prompt=(100, 300), output=(8, 16))
 """For rare people: more requests per block than with long answers."""
 BULK = Sizes(prompt=(100, 300), output=(24, 72))

@@ -120,14 +120,18 @@ def installed(
         for one, engine in zip(found, engines, strict=True):
             _wait(one, "engine", engine, _ENGINE_SECONDS, partial(_healthy, one.engine_url))
             say(f"engine {one.kind} is up after {time.monotonic() - began:.0f} s")
-        targets = {}
-        for one in found:
-            command = [*_VELOCITY, "up", "--port", str(one.port), "--data", str(one.data)]
-            up = stack.enter_context(_process(one, "up", [*command, "--engine-url", one.engine_url]))
-            _wait(one, "up", up, _UP_SECONDS, partial(_says_ready, one.folder / "up.log"))
-            targets[one.kind] = one.target(_new_key(one))
+        targets = {one.kind: stack.enter_context(fronted(one)) for one in found}
         say("all installations are ready")
         yield targets
+
+
+@contextmanager
+def fronted(one: Installation) -> Iterator[Target]:
+    """Its velocity (Redis, workers, api) in front of its engine, which runs already."""
+    command = [*_VELOCITY, "up", "--port", str(one.port), "--data", str(one.data)]
+    with _process(one, "up", [*command, "--engine-url", one.engine_url]) as up:
+        _wait(one, "up", up, _UP_SECONDS, partial(_says_ready, one.folder / "up.log"))
+        yield one.target(_new_key(one))
 
 
 @contextmanager

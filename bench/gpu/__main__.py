@@ -11,12 +11,15 @@ import multiprocessing
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from api.bench.figures import Record, summary
-from bench.gpu.blocks import Block, Closed, run_block
+from bench.coserve.installations import Installation, fronted
+from bench.gpu.blocks import Block, Closed, Door, run_block
 from bench.gpu.figures import stream_table, table
 from bench.gpu.load import Sizes
 from bench.gpu.model import SHAPES, make_model
@@ -26,6 +29,7 @@ from bench.gpu.server import Server
 GPU_FLAGS = ["--max-model-len", "16384", "--gpu-memory-utilization", "0.9"]
 CPU_FLAGS = ["--max-model-len", "2048", "--max-num-seqs", "48", "--max-num-batched-tokens", "256", "--enforce-eager"]
 TINY_FLAGS = ["--max-model-len", "2048", "--max-num-seqs", "16", "--dtype", "float32", "--enforce-eager"]
+MODEL = "bench"
 FLAGS = {"gpu": GPU_FLAGS, "probe": GPU_FLAGS, "cpu": CPU_FLAGS, "tiny": TINY_FLAGS}
 
 
@@ -45,7 +49,8 @@ def main() -> int:
             took = server.start(args.start_timeout)
             print(f"{kind}: up after {took:.0f} s", flush=True)
             try:
-                asyncio.run(_run(server, blocks, records, pool, args.salt))
+                with _gateway(server, any(block.through for block in blocks)) as gateway:
+                    asyncio.run(_run(server, gateway, blocks, records, pool, args.salt))
             finally:
                 server.stop()
                 _save(out / f"records-{kind}.json.gz", [r for r in records if r["server"] == kind])
@@ -54,16 +59,28 @@ def main() -> int:
     return 0
 
 
+@contextmanager
+def _gateway(server: Server, wanted: bool) -> Iterator[Door | None]:
+    """A velocity in front of the server, if any block goes through one."""
+    if not wanted:
+        yield None
+        return
+    with fronted(Installation("V", server.work / "gateway", 256, 0, engine_port=server.port)) as target:
+        yield Door(target.url, MODEL, target.key)
+
+
 async def _run(
-    server: Server, blocks: list[Block], records: list[Record], pool: ProcessPoolExecutor, salt: int
-) -> None:
+    server: Server, gateway: Door | None, blocks: list[Block], records: list[Record], pool: ProcessPoolExecutor,
+    salt: int,
+) -> None:  # fmt: skip
     """Warms the server up, then runs its blocks one after the other."""
     warm = Block("warm-up", 0, Closed(Sizes((10, 400), (8, 8)), 8, 3), prioritised=server.kind == "velocity")
     for number, block in enumerate([warm, *blocks]):
         began = time.monotonic()
         record = await run_block(
-            server.url, "bench", block, salt=salt + 1000 * number, control=server.control, pool=pool
-        )
+            Door(server.url, MODEL), block, salt=salt + 1000 * number, control=server.control, pool=pool,
+            gateway=gateway,
+        )  # fmt: skip
         record["server"] = server.kind
         figures = summary([record])
         print(
@@ -94,7 +111,7 @@ def alone_like(arm: str) -> str:
 
 
 def _is_closed(record: Record) -> bool:
-    return "users" in (record["block"]["people"] or {})
+    return "rate" not in (record["block"]["people"] or {"rate": 0})
 
 
 def versions() -> dict[str, str]:

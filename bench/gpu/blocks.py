@@ -13,6 +13,7 @@ from typing import Any
 
 from api.bench.load import Done
 from bench.gpu.load import Client, OpenLoad, Sizes, Stream, bulk, closed_loop, open_loop, prompts
+from bench.gpu.tools import Tools, round_trips
 
 INTERACTIVE = 0
 BULK = 10
@@ -43,11 +44,22 @@ class Block:
 
     arm: str
     seconds: float = 0.0
-    people: OpenLoad | Closed | None = None
+    people: OpenLoad | Closed | Tools | None = None
     window: Window | None = None
     prioritised: bool = False
     dial: dict[str, float] | None = None
     seed: int = 1
+    through: bool = False
+    """People come through velocity's gateway; bulk goes straight to the engine all the same."""
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where people's requests go."""
+
+    url: str
+    model: str
+    key: str = ""
 
 
 def _bulk_process(
@@ -73,14 +85,16 @@ def _bulk_process(
     return asyncio.run(run())
 
 
-async def _people(url: str, model: str, block: Block, salt: int, zero: float) -> list[Stream]:
-    priority = INTERACTIVE if block.prioritised else None
+async def _people(door: Door, block: Block, salt: int, zero: float) -> list[Stream]:
+    priority = INTERACTIVE if block.prioritised and not block.through else None
     if block.people is None:
         await asyncio.sleep(max(0.0, zero + block.seconds - time.monotonic()))
         return []
-    client = Client(url, model)
+    client = Client(door.url, door.model, door.key)
     try:
         await asyncio.sleep(max(0.0, zero - time.monotonic()))
+        if isinstance(block.people, Tools):
+            return await round_trips(client, block.people, prompts(salt), zero, priority)
         if isinstance(block.people, Closed):
             shape = block.people
             return await closed_loop(
@@ -100,25 +114,26 @@ async def _people(url: str, model: str, block: Block, salt: int, zero: float) ->
 
 
 async def run_block(
-    url: str, model: str, block: Block, *, salt: int, control: Path | None, pool: Executor
+    engine: Door, block: Block, *, salt: int, control: Path | None, pool: Executor, gateway: Door | None = None
 ) -> dict[str, Any]:
     """Runs a block and returns its record (plain data, ready for JSON). `salt` makes its prompts its own."""
+    door = gateway if block.through and gateway else engine
     if block.dial is not None and control is not None:
         (control / "dial.json").write_text(json.dumps(block.dial), encoding="utf-8")
         await asyncio.sleep(1.2)
     zero = time.monotonic() + (block.window.lead if block.window else 0.2)
     done: list[tuple[float, Done]] = []
     if block.window is None:
-        streams = await _people(url, model, block, salt, zero)
+        streams = await _people(door, block, salt, zero)
     else:
         priority = BULK if block.prioritised else None
         with tempfile.TemporaryDirectory() as folder:
             stop = Path(folder) / "stop"  # bulk ends when the last person has got everything
             future = asyncio.get_running_loop().run_in_executor(
-                pool, _bulk_process, url, model, block.window, priority, salt + 1, zero, stop
+                pool, _bulk_process, engine.url, engine.model, block.window, priority, salt + 1, zero, stop
             )
             try:
-                streams = await _people(url, model, block, salt, zero)
+                streams = await _people(door, block, salt, zero)
             finally:
                 stop.touch()
             done = await future

@@ -24,10 +24,11 @@ def prompts(salt: int) -> Prompts:
 class Client:
     """A `Caller` straight to the engine: one connection pool, and no parsing of what is only timed."""
 
-    def __init__(self, url: str, model: str) -> None:
+    def __init__(self, url: str, model: str, key: str = "") -> None:
         self._url = f"{url}/v1/chat/completions"
         self.model = model
         self._session = aiohttp.ClientSession(
+            headers={"authorization": f"Bearer {key}"} if key else {},
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
             timeout=aiohttp.ClientTimeout(total=600),
         )
@@ -53,14 +54,18 @@ class Client:
             seen.error = "no text"
         return seen
 
-    async def whole(self, body: dict[str, Any]) -> Done:
-        """Sends a request without streaming; returns the tokens that it brought (none if it failed)."""
+    async def answer(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Sends a request without streaming; returns what came, also if it is an error."""
         try:
             async with self._session.post(self._url, json=body) as reply:
-                answer = await reply.json()
-                usage = answer["usage"] if reply.status == 200 else {}
-        except (aiohttp.ClientError, TimeoutError):
-            usage = {}
+                answer: dict[str, Any] = await reply.json()
+                return answer
+        except (aiohttp.ClientError, TimeoutError) as error:
+            return {"error": repr(error)}
+
+    async def whole(self, body: dict[str, Any]) -> Done:
+        """The same; returns the tokens that it brought (none if it failed)."""
+        usage = (await self.answer(body)).get("usage", {})
         return Done(usage.get("completion_tokens", 0), usage.get("prompt_tokens", 0))
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from bench.gpu.tools import WORDS
+
 END = "<|im_end|>"
 START = "<|im_start|>"
 CHAT_TEMPLATE = (
@@ -111,10 +113,14 @@ def make_model(folder: Path, shape: str) -> Path:
 
 
 def _tokenizer(size: int) -> Tokenizer:
-    """One word per token, `w5` … : a prompt of n words is n tokens, and every token prints as text."""
+    """One word per token, `w5` … : a prompt of n words is n tokens, and every token prints as text.
+
+    The last ones are what tool calls are made of.
+    """
     special = ["<|pad|>", END, "<|unk|>", START]
     vocabulary = {token: i for i, token in enumerate(special)}
-    vocabulary |= {f"w{i}": i for i in range(len(special), size)}
+    vocabulary |= {f"w{i}": i for i in range(len(special), size - len(WORDS))}
+    vocabulary |= {word: i for i, word in enumerate(WORDS, start=size - len(WORDS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unk|>"))  # noqa: S106 - a token of text
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)

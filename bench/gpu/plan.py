@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bench.gpu.blocks import Block, Closed, Window
 from bench.gpu.load import OpenLoad, Sizes
+from bench.gpu.tools import Tools
 
 CHAT = Sizes(prompt=(200, 800), output=(80, 220))
 SHORT = Sizes(prompt=(20, 60), output=(24, 24))
@@ -43,16 +44,30 @@ def gpu(seconds: float = 22.5, window: int = 256) -> Plan:
         Block("A100", seconds, ALWAYS, prioritised=True),
         Block("V100", seconds, ALWAYS, bulk, prioritised=True, dial=DEFAULT),
         *_streams(bulk, prioritised=True),
+        *_streams(None, prioritised=True, through=True),
+        *_streams(bulk, prioritised=True, through=True),
     ]
     return {"stock": stock, "velocity": velocity}
 
 
-def _streams(window: Window | None, *, prioritised: bool) -> list[Block]:
-    """The user's figures: one stream, 50 and 200 at once, and a short request; alone or while bulk runs."""
-    mark = "+bulk" if window else ""
-    shapes = {"1 stream": Closed(CHAT, 1, 5), "50 streams": Closed(CHAT, 50, 2), "200 streams": Closed(CHAT, 200, 1)}
-    shapes |= {"short": Closed(SHORT, 1, 20)}
-    return [Block(f"{name}{mark}", 0.0, shape, window, prioritised=prioritised) for name, shape in shapes.items()]
+def _streams(window: Window | None, *, prioritised: bool, through: bool = False) -> list[Block]:
+    """The user's figures: one stream, 50 and 200 at once, a short request, a round trip with two tools.
+
+    Alone or while bulk runs, straight at the engine or through velocity's gateway.
+    """
+    shapes: dict[str, Closed | Tools] = {
+        "1 stream": Closed(CHAT, 1, 5), "50 streams": Closed(CHAT, 50, 2), "200 streams": Closed(CHAT, 200, 1),
+        "short": Closed(SHORT, 1, 20), "two tools": Tools(10),
+    }  # fmt: skip
+    return [
+        Block(named(name, window, through=through), 0.0, shape, window, prioritised=prioritised, through=through)
+        for name, shape in shapes.items()
+    ]
+
+
+def named(name: str, window: Window | None, *, through: bool) -> str:
+    """The arm of a shape of people, by what else happens."""
+    return name + (", gateway" if through else "") + (" + bulk" if window else "")
 
 
 def probe() -> Plan:
@@ -76,7 +91,12 @@ def tiny() -> Plan:
         Block("A", 8, half, prioritised=True),
         Block("B", 8, None, window, prioritised=True),
         Block("V", 8, half, window, prioritised=True, dial=DEFAULT),
-        Block("4 streams+bulk", 0, Closed(chat, 4, 2), window, prioritised=True),
+        *(
+            Block(named(name, bulky, through=through), 0, shape, bulky, prioritised=True, through=through)
+            for name, shape in (("4 streams", Closed(chat, 4, 2)), ("two tools", Tools(2)))
+            for bulky in (None, window)
+            for through in (False, True)
+        ),
     ]
     stock = [Block("A", 8, half), Block("B", 8, None, window), Block("C", 8, half, window)]
     return {"stock": stock, "velocity": arms}

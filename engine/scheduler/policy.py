@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from engine.scheduler.model import StepModel
 from engine.scheduler.settings import Dial
 
-WAIT_SHARE = 6.5
-"""How much of a first token's own time a batch-only step may last, per unit of ratio above 1 (1.2: 1.3 times it)."""
+WAIT_SHARE = 5.0
+"""How much of a first token's own time a batch-only step may last, per unit of ratio above 1 (1.2: all of it)."""
 WAIT_STEPS = 2.5
 """Steps that an arrival waits at worst: the running one, the one already queued behind it, and some air."""
 SMALLEST_CHUNK = 32

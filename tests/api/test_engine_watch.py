@@ -21,6 +21,7 @@ from engine.protection import Protection
 from tests.api.conftest import Door
 from tests.engine.test_scheduler_report import status, worked
 from tests.fake_engine import Connection, FakeEngine, fake_engine, serving
+from workers.window import Tally
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "tokens 5"}], "stream": True}
 
@@ -132,9 +133,9 @@ async def test_latencies_with_bulk_at_the_engine_are_counted_apart(door: Door) -
         return {(wanted[s.name], s.labels["bulk"]): s.value for s in samples if s.name in wanted}
 
     async with door.client() as client:
-        for said, requests in ((told(0), 2), (told(5), 3)):
-            door.engine.scheduler = said
-            await door.gateway.watch.refresh()
+        for in_flight, requests in ((0, 2), (5, 3)):
+            await door.gateway.ledger.beat("worker", 15, tally=Tally(in_flight=in_flight))
+            await door.gateway.bulk.refresh()
             for _ in range(requests):
                 assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
 

@@ -35,7 +35,7 @@ def test_tokens_are_the_same_however_often_requests_are_parked_and_preempted(
 def test_people_hardly_notice_bulk_and_bulk_gets_the_rest(stories: dict[str, dict[str, Any]]) -> None:
     assert stories["half"]["ttft"] <= 2.0
     assert stories["half"]["itl"] <= 1.25
-    assert stories["half"]["harvest"] >= 0.6
+    assert stories["half"]["harvest"] >= 0.55
     assert stories["strict"]["ttft"] <= 1.5
     assert stories["strict"]["itl"] <= 1.1
     assert stories["rarely"]["harvest"] >= 0.85
