@@ -54,8 +54,9 @@ def main() -> int:
             finally:
                 server.stop()
                 _save(out / f"records-{kind}.json.gz", [r for r in records if r["server"] == kind])
-    print(json.dumps(versions()))
-    print(tables(records))
+    text = f"{json.dumps(versions())}\n\n{tables(records)}\n"
+    (out / "table.md").write_text(text, encoding="utf-8")
+    print(text)
     return 0
 
 

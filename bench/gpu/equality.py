@@ -34,7 +34,7 @@ def requests(count: int, interactive: bool) -> list[dict[str, object]]:
     return [
         {
             "model": "bench",
-            "messages": [{"role": "user", "content": " ".join(f"w{rng.randint(4, 3999)}" for _ in range(24))}],
+            "messages": [{"role": "user", "content": " ".join(f"w{rng.randint(4, 3900)}" for _ in range(24))}],
             "max_tokens": rng.randint(12, 24) if interactive else rng.randint(40, 90),
             "temperature": 0.0,
             "ignore_eos": True,

@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from bench.gpu.tools import WORDS
+from bench.gpu.tools import PIECES
 
 END = "<|im_end|>"
 START = "<|im_start|>"
@@ -115,15 +115,15 @@ def make_model(folder: Path, shape: str) -> Path:
 def _tokenizer(size: int) -> Tokenizer:
     """One word per token, `w5` … : a prompt of n words is n tokens, and every token prints as text.
 
-    The last ones are what tool calls are made of.
+    The last ones are what tool calls are made of; so nothing is put between tokens when they become text.
     """
     special = ["<|pad|>", END, "<|unk|>", START]
     vocabulary = {token: i for i, token in enumerate(special)}
-    vocabulary |= {f"w{i}": i for i in range(len(special), size - len(WORDS))}
-    vocabulary |= {word: i for i, word in enumerate(WORDS, start=size - len(WORDS))}
+    vocabulary |= {f"w{i}": i for i in range(len(special), size - len(PIECES))}
+    vocabulary |= {piece: i for i, piece in enumerate(PIECES, start=size - len(PIECES))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unk|>"))  # noqa: S106 - a token of text
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    tokenizer.decoder = decoders.Fuse()
     return tokenizer
 
 

@@ -67,7 +67,7 @@ def _streams(window: Window | None, *, prioritised: bool, through: bool = False)
 
 def named(name: str, window: Window | None, *, through: bool) -> str:
     """The arm of a shape of people, by what else happens."""
-    return name + (", gateway" if through else "") + (" + bulk" if window else "")
+    return name + (" via gateway" if through else "") + (" + bulk" if window else "")
 
 
 def probe() -> Plan:
@@ -93,7 +93,7 @@ def tiny() -> Plan:
         Block("V", 8, half, window, prioritised=True, dial=DEFAULT),
         *(
             Block(named(name, bulky, through=through), 0, shape, bulky, prioritised=True, through=through)
-            for name, shape in (("4 streams", Closed(chat, 4, 2)), ("two tools", Tools(2)))
+            for name, shape in (("4 streams", Closed(chat, 4, 2)), ("two tools", Tools(6)))
             for bulky in (None, window)
             for through in (False, True)
         ),

@@ -79,7 +79,8 @@ class Server:
         """The command line: stock flags, and for velocity its scheduler on top."""
         flags = ["--model", str(self.model), "--served-model-name", "bench"]
         flags += ["--load-format", "dummy"] if self.dummy else []
-        flags += ["--host", "127.0.0.1", "--port", str(self.port), "--generation-config", "vllm", *self.extra]
+        flags += ["--host", "127.0.0.1", "--port", str(self.port), "--generation-config", "vllm"]
+        flags += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", *self.extra]
         if self.kind == "velocity":
             flags += ["--scheduling-policy", "priority", "--scheduler-cls", "engine.scheduler.CoServingScheduler"]
         return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags]

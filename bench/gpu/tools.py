@@ -16,8 +16,24 @@ _TOOLS: dict[str, dict[str, list[Any]]] = {
     "calculate": {"operation": ["add"], "left": [1, 2, 3], "right": [4, 5, 6]},
 }
 """Each parameter with the values that it may have: so few that a model without weights can call them, too."""
-WORDS = ("{", "}", ":", ",", '"zone"', '"UTC"', '"operation"', '"add"', '"left"', '"right"', *"123456")
-"""What a tokenizer needs as tokens of their own for these calls."""
+_PARTS = (
+    "<tool_call>",
+    "</tool_call>",
+    '{"name": "',
+    '", "arguments": ',
+    '": "',
+    '", "',
+    '": ',
+    ', "',
+    '{"',
+    '"}',
+    "}}",
+)
+_NAMES = ("get_time", "calculate", "zone", "UTC", "operation", "add", "left", "right")
+PIECES = (*map(chr, range(32, 127)), *_PARTS, *_NAMES)
+"""Tokens of which such a call can be made: a tokenizer's usual pieces, and every character for what is between.
+
+No line breaks: blanks are optional in most places, and a model without weights puts in all that it has."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +54,7 @@ async def _round_trip(client: Client, texts: Prompts, zero: float, priority: int
     tools = [_tool(name, parameters) for name, parameters in _TOOLS.items()]
     for name in _TOOLS:
         choice = {"type": "function", "function": {"name": name}}
-        asked = body | {"tools": tools, "tool_choice": choice, "max_tokens": 64, "ignore_eos": False}
+        asked = body | {"tools": tools, "tool_choice": choice, "max_tokens": 160, "ignore_eos": False}
         answer = await client.answer(asked)
         try:
             called = answer["choices"][0]["message"]["tool_calls"][0]["function"]
