@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +55,29 @@ async def one_by_one(url: str, bodies: list[dict[str, object]]) -> list[str]:
         return [await _ask(session, url, body) for body in bodies]
 
 
-async def together(url: str, bulk: list[dict[str, object]], people: list[dict[str, object]]) -> tuple[list[str], ...]:
-    """All bulk at once, and an interactive request every 0.7 s on average while it runs."""
+async def together(
+    url: str, bulk: list[dict[str, object]], people: list[dict[str, object]]
+) -> tuple[list[str], list[tuple[int, str]]]:
+    """All bulk at once, and two people who ask one thing after the other until bulk is done, again from the start.
+
+    Returns bulk's answers, and people's with the positions of what they asked.
+    """
     rng = random.Random(3)
+    asked = itertools.count()
     timeout = aiohttp.ClientTimeout(total=900)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
-        batch = [asyncio.create_task(_ask(session, url, body | {"priority": BULK})) for body in bulk]
-        chats = []
-        for body in people:
-            await asyncio.sleep(rng.expovariate(1 / 0.7))
-            chats.append(asyncio.create_task(_ask(session, url, body | {"priority": INTERACTIVE})))
-        return list(await asyncio.gather(*batch)), list(await asyncio.gather(*chats))
+        batch = asyncio.gather(*(_ask(session, url, body | {"priority": BULK}) for body in bulk))
+
+        async def person() -> list[tuple[int, str]]:
+            answers: list[tuple[int, str]] = []
+            while not batch.done():
+                await asyncio.sleep(rng.uniform(0, 0.1))
+                which = next(asked) % len(people)
+                answers.append((which, await _ask(session, url, people[which] | {"priority": INTERACTIVE})))
+            return answers
+
+        chats = await asyncio.gather(person(), person())
+        return list(await batch), [answer for answers in chats for answer in answers]
 
 
 def compare(model: Path, out: Path, *, count: int, flags: list[str], dummy: bool = False) -> dict[str, Any]:
@@ -79,13 +91,14 @@ def compare(model: Path, out: Path, *, count: int, flags: list[str], dummy: bool
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda server: server.start(400.0), servers))
         alone = asyncio.run(one_by_one(stock.url, [*bulk, *people]))
-        shared = asyncio.run(together(velocity.url, bulk, people))
+        batch, chats = asyncio.run(together(velocity.url, bulk, people))
         time.sleep(1.5)
         report = json.loads((out / "control" / "status.json").read_text(encoding="utf-8"))
     finally:
         for server in servers:
             server.stop()
-    return {"pairs": list(zip(alone, chain(*shared), strict=True)), "report": report}
+    pairs = list(zip(alone[: len(bulk)], batch, strict=True))
+    return {"pairs": [*pairs, *((alone[len(bulk) + which], text) for which, text in chats)], "report": report}
 
 
 def main() -> int:
