@@ -85,7 +85,7 @@ class BlockRunner:
 
     async def run(self, arm: Arm, target: Target, people: OpenLoad | Steady | None, seed: int) -> Record:
         """One block; its record is plain data, ready for JSON."""
-        await _turn(target.control, arm.dial or DEFAULT_DIAL)
+        await turn(target.control, arm.dial or DEFAULT_DIAL)
         before = await _wasted(target)
         zero = time.monotonic() + (self._shape.lead if arm.bulk else _HEAD_START)
         over = asyncio.Event()
@@ -150,11 +150,12 @@ class BlockRunner:
             "people": repr(people),
             "streams": [seen.compact() for seen in streams],
             "stalls": [(round(at, 3), lost) for at, lost in self._canary.between(zero, zero + seconds)],
-            "scheduler": _status(target.control),
+            "scheduler": status(target.control),
         }
 
 
-async def _turn(control: Path | None, dial: dict[str, float]) -> None:
+async def turn(control: Path | None, dial: dict[str, float]) -> None:
+    """Turns the dial of the scheduler with this control folder, and waits until it has looked."""
     if control is None:
         return
     path = control / "dial.json"
@@ -164,12 +165,13 @@ async def _turn(control: Path | None, dial: dict[str, float]) -> None:
     await asyncio.sleep(_DIAL_SECONDS)
 
 
-def _status(control: Path | None) -> dict[str, Any] | None:
+def status(control: Path | None) -> dict[str, Any] | None:
+    """The report of the scheduler with this control folder; None if there is none."""
     path = control / "status.json" if control else None
     if path is None or not path.exists():
         return None
-    status: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return status
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return report
 
 
 async def _wasted(target: Target) -> Counted:
@@ -178,7 +180,7 @@ async def _wasted(target: Target) -> Counted:
     if target.control is None:
         return None
     await asyncio.sleep(_DIAL_SECONDS)  # the report is renewed once a second
-    return {"lost": float((_status(target.control) or {}).get("wasted_tokens", 0))}
+    return {"lost": float((status(target.control) or {}).get("wasted_tokens", 0))}
 
 
 def _between(before: Counted, after: Counted, record: Record) -> Counted:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import tempfile
 import time
 from concurrent.futures import Executor
@@ -11,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from api.bench.blocks import status, turn
 from api.bench.load import Done
 from bench.gpu.load import Client, OpenLoad, Sizes, Stream, bulk, closed_loop, open_loop, prompts
 from bench.gpu.tools import Tools, round_trips
@@ -118,9 +118,8 @@ async def run_block(
 ) -> dict[str, Any]:
     """Runs a block and returns its record (plain data, ready for JSON). `salt` makes its prompts its own."""
     door = gateway if block.through and gateway else engine
-    if block.dial is not None and control is not None:
-        (control / "dial.json").write_text(json.dumps(block.dial), encoding="utf-8")
-        await asyncio.sleep(1.2)
+    if block.dial is not None:
+        await turn(control, block.dial)
     zero = time.monotonic() + (block.window.lead if block.window else 0.2)
     done: list[tuple[float, Done]] = []
     if block.window is None:
@@ -137,7 +136,7 @@ async def run_block(
             finally:
                 stop.touch()
             done = await future
-    status = _status(control)
+    report = status(control)
     await asyncio.sleep(0.5)
     return {
         "arm": block.arm,
@@ -149,13 +148,5 @@ async def run_block(
         "bulk_failed": sum(not one.output for _, one in done),
         "wasted": None,
         "stalls": [],
-        "scheduler": status,
+        "scheduler": report,
     }
-
-
-def _status(control: Path | None) -> dict[str, Any] | None:
-    path = control / "status.json" if control else None
-    if path is None or not path.exists():
-        return None
-    status: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return status

@@ -131,7 +131,7 @@ class StepModel:
 
     def __init__(self) -> None:
         self.decode = Curve(SIZES)
-        self.prefill = tuple(Curve(tuple(16 * n for n in SIZES), proportional=True) for _ in range(len(CROWDS) + 1))
+        self.prefill = tuple(Curve(tuple(4 * n for n in SIZES), proportional=True) for _ in range(len(CROWDS) + 1))
 
     @property
     def known(self) -> bool:

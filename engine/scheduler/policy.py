@@ -21,6 +21,8 @@ WAIT_STEPS = 2.5
 """Steps that an arrival waits at worst: the running one, the one already queued behind it, and some air."""
 SMALLEST_CHUNK = 32
 """Prompt tokens below which prefilling a batch request is not worth leaving the pure-decode path."""
+SMALLEST_BESIDE = 4
+"""The same beside people, where what fits into the ratio counts, and a larger chunk would be a gap that they see."""
 LEAST_ROOM = 64
 """Prompt tokens that a batch-only step must have room for beside one decoding sequence, or nothing would ever start."""
 PROBE_EVERY = 64
@@ -33,8 +35,9 @@ PROBE_SIZES = (1, 2, 4, 8, 16, 0)
 before that person comes; 0: all of them."""
 FIRST_PROBES = 2 * len(PROBE_SIZES)
 """So many of these come soon, every eighth of the usual distance."""
-FLOOR_CHUNK_EVERY = 8
-"""Steps between two chunks of prompt that the floor is worth: often enough to keep its sequences coming."""
+FLOOR_CHUNK_EVERY = 12
+"""Steps between two chunks of prompt that the floor is worth. Every other one is the smallest: if that turns out to fit
+into the ratio, the ratio gives it in every step, and no person sees a larger one any more."""
 TYPICAL_PROMPT = 256
 """Tokens that an interactive prompt is believed to have until some were seen."""
 
@@ -113,13 +116,17 @@ class Policy:
         floor = min(self.dial.batch_floor, most)
         if decodes < floor:
             return Grant(floor, 0, room, floor=True)
-        if most < self.dial.batch_floor and not demand.waiting and self._steps % FLOOR_CHUNK_EVERY == 0:
-            return Grant(decodes, SMALLEST_CHUNK, room, floor=True)
         left = demand.token_budget - mine - prompt - decodes
         prefill = largest(lambda n: self.model.seconds(mine + decodes, prompt + n), limit, max(0, left))
+        starving = most < self.dial.batch_floor and prefill < SMALLEST_BESIDE
+        if starving and not demand.waiting and self._steps % FLOOR_CHUNK_EVERY == 0:
+            return Grant(decodes, self._floor_chunk(), room, floor=True)
         # prompts that wait for a seat come after running ones in vLLM's step: a batch prompt must not go before them
-        allowed = prefill >= SMALLEST_CHUNK and not demand.waiting and decodes == most
+        allowed = prefill >= SMALLEST_BESIDE and not demand.waiting and decodes == most
         return Grant(decodes, prefill if allowed else 0, room)
+
+    def _floor_chunk(self) -> int:
+        return SMALLEST_BESIDE if self._steps // FLOOR_CHUNK_EVERY % 2 else SMALLEST_CHUNK
 
     def _alone(self, demand: Demand) -> Grant:
         limit = self.longest_alone()
