@@ -14,7 +14,7 @@ from api.cli.client import AnswerError, VelocityClient
 
 _ITEMS, _MOST_ITEMS = 1000, 20_000
 _POLL, _FINE_POLL = 1.0, 0.2
-_TRIES = 10
+_TRIES = 30
 _OVER_SECONDS = 120.0
 _TERMINAL = frozenset({"completed", "cancelled", "expired", "failed"})
 
@@ -60,7 +60,7 @@ class JobLoad:
     async def _submit(self) -> None:
         items = [{"id": str(number), **self._prompts.item(self._sizes)} for number in range(self._next_items)]
         body = {"name": "velocity bench", "model": self._model, "defaults": DEFAULTS, "items": items}
-        job = await self._client.json("POST", "/jobs", json=body)
+        job = await self._ask("POST", "/jobs", json=body)
         self._jobs[job["id"]] = job
         self._next_items = min(2 * self._next_items, _MOST_ITEMS)
 
@@ -76,11 +76,11 @@ class JobLoad:
             self._jobs[name] = now
         self.failed = sum(job["counts"]["failed"] for job in self._jobs.values())
 
-    async def _ask(self, method: str, path: str) -> dict[str, Any]:
+    async def _ask(self, method: str, path: str, **more: Any) -> dict[str, Any]:
         """The answer; a machine at its limits is asked again."""
         for left in reversed(range(_TRIES)):
             try:
-                return dict(await self._client.json(method, path))
+                return dict(await self._client.json(method, path, **more))
             except (AnswerError, httpx.TransportError):
                 if not left:
                     raise

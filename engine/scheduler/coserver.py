@@ -14,7 +14,7 @@ from typing import Any
 from engine.scheduler.clock import Step, StepClock, TimedStep
 from engine.scheduler.model import StepModel
 from engine.scheduler.parking import Parking
-from engine.scheduler.policy import Demand, Grant, Policy
+from engine.scheduler.policy import Absence, Demand, Grant, Policy
 from engine.scheduler.report import Report
 from engine.scheduler.settings import ControlFolder, Dial
 
@@ -94,6 +94,7 @@ class CoServer:
         self._model = StepModel()
         self.policy = Policy(self._model, Dial.from_environment(environment))
         self._parking = Parking()
+        self._absence = Absence()
         self._clock = StepClock(synchronous=synchronous, now=now)
         self._control = ControlFolder.from_environment(environment)
         self.report = Report()
@@ -115,7 +116,7 @@ class CoServer:
         now = self._now()
         scene = self._scene = self._survey()
         evicted = self._make_room(scene)
-        grant = self._grant = self.policy.grant(self._demand(scene))
+        grant = self._grant = self.policy.grant(self._demand(scene, now))
         self._parked = self._park(scene, grant, now)
         starting = 0 if evicted or not grant.prefill else self._startable(scene, grant)
         tokens = scene.decodes * self._width + scene.prefill + grant.decodes * self._width + grant.prefill
@@ -183,13 +184,16 @@ class CoServer:
                 scene.prefill += max(1, tokens_left(request))
         return scene
 
-    def _demand(self, scene: Scene) -> Demand:
+    def _demand(self, scene: Scene, now: float) -> Demand:
+        there = bool(scene.people or scene.arriving)
+        step = self.policy.longest_alone() if self._model.known else 0.0
         return Demand(
             decodes=scene.decodes,
             prefill=scene.prefill,
             waiting=len(scene.arriving),
             batch_decodes=len(scene.decoding),
             token_budget=self._most_tokens,
+            awaited=self._absence.look(there, now, step),
         )
 
     def _make_room(self, scene: Scene) -> int:

@@ -38,6 +38,11 @@ FIRST_PROBES = 2 * len(PROBE_SIZES)
 FLOOR_CHUNK_EVERY = 12
 """Steps between two chunks of prompt that the floor is worth. Every other one is the smallest: if that turns out to fit
 into the ratio, the ratio gives it in every step, and no person sees a larger one any more."""
+BACK_SOON = 0.3
+"""Share of people who come back at once (an agent's next call, an app's second question) from which on they are awaited
+for as long as a whole batch-only step takes: such a step in between would be most of their wait."""
+AWAITING_SHARE = 0.25
+"""How much of such a step may run meanwhile."""
 TYPICAL_PROMPT = 256
 """Tokens that an interactive prompt is believed to have until some were seen."""
 
@@ -56,6 +61,8 @@ class Demand:
     """Batch sequences that could decode."""
     token_budget: int
     """Tokens that a step may have at most (vLLM's own limit)."""
+    awaited: bool = False
+    """Whether somebody is likely to come at any moment."""
 
     @property
     def interactive(self) -> bool:
@@ -75,6 +82,26 @@ class Grant:
     """Sequences that could decode in a batch-only step: admitting more than these would only hold KV cache."""
     floor: bool = False
     """Whether the ratio alone would have given less."""
+
+
+class Absence:
+    """How often people who have gone are followed by others at once, and whether they have gone just now."""
+
+    def __init__(self) -> None:
+        self.back_soon = 0.0
+        """Share of absences that were shorter than a batch-only step, lately."""
+        self._since: float | None = None
+
+    def look(self, there: bool, now: float, step: float) -> bool:
+        """Whether somebody is to be awaited. `now` and `step`, the longest batch-only step, in seconds."""
+        if there:
+            if self._since is not None:  # it is noticed at the end of a step
+                self.back_soon += 0.1 * ((now - self._since <= 1.25 * step) - self.back_soon)
+            self._since = None
+            return False
+        if self._since is None:
+            self._since = now
+        return now - self._since < step and self.back_soon >= BACK_SOON
 
 
 class Policy:
@@ -129,9 +156,10 @@ class Policy:
         return SMALLEST_BESIDE if self._steps // FLOOR_CHUNK_EVERY % 2 else SMALLEST_CHUNK
 
     def _alone(self, demand: Demand) -> Grant:
-        limit = self.longest_alone()
+        limit = self.longest_alone() * (AWAITING_SHARE if demand.awaited else 1.0)
         room = self._room(demand.token_budget)
-        decodes = min(max(room, self.dial.batch_floor, 1), demand.batch_decodes)
+        most = largest(lambda n: self.model.seconds(n, 0), limit, room) if demand.awaited else room
+        decodes = min(max(most, self.dial.batch_floor, 1), demand.batch_decodes)
         if self._steps % (PROBE_EVERY if self._probes >= FIRST_PROBES else PROBE_EVERY // 8) == 0 and decodes:
             size = PROBE_SIZES[self._probes % len(PROBE_SIZES)]
             self._probes += 1

@@ -17,6 +17,7 @@ from typing import Any
 from vllm.v1.request import RequestStatus
 
 from api.bench.figures import percentile
+from bench.gpu.load import OpenLoad
 from bench.gpu.model import make_model
 from bench.gpu.plan import DEFAULT, STRICT
 from bench.gpu.rehearsal import MACHINES, Arm, Machine
@@ -40,6 +41,25 @@ class Leaving(Arm):
             self._finished(name)
 
 
+class Asking(Arm):
+    """One person, or a program, that asks again a hundredth of a second after each answer."""
+
+    def run(self, people: OpenLoad | None, window: int) -> dict[str, list[float]]:
+        """What it sees."""
+        self._asking = people
+        self._asked = itertools.count()
+        self.engine.later(self._machine.warm, self._ask)
+        return super().run(None, window)
+
+    def _ask(self) -> None:
+        self._person(self._asking, f"p{next(self._asked)}", self.engine.now)
+
+    def _finished(self, name: str) -> None:
+        super()._finished(name)
+        if name[0] == "p" and self.engine.now < self._end:
+            self.engine.later(self.engine.now + 0.01, self._ask)
+
+
 def churn(model: Path, machine: Machine, size: Size, kind: type[Arm] = Arm) -> dict[str, Any]:
     """Few seats and KV blocks, so that batch is parked and preempted; raises AssertionError for a wrong token."""
     arm = kind(model, replace(machine, size=size), SECONDS, velocity=True, dial=dict(DEFAULT))
@@ -61,19 +81,20 @@ def churn(model: Path, machine: Machine, size: Size, kind: type[Arm] = Arm) -> d
     }  # fmt: skip
 
 
-def shares(model: Path, presence: str, dial: dict[str, float]) -> dict[str, float]:
+def shares(model: Path, presence: str, dial: dict[str, float], kind: type[Arm] = Arm) -> dict[str, float]:
     """People's latency as multiples of the idle engine's, and bulk's throughput as a share of what it has alone."""
     machine = MACHINES["laptop"]
     load = machine.people[presence]
-    run = partial(Arm, model, machine, 2 * SECONDS)
+    run = partial(kind, model, machine, 2 * SECONDS)
     alone = run(velocity=False, dial={}).run(load, 0)
-    bulk = run(velocity=False, dial={})
+    bulk = Arm(model, machine, 2 * SECONDS, velocity=False, dial={})
     bulk.run(None, machine.window)
     both = run(velocity=True, dial=dict(dial))
     seen = both.run(load, machine.window)
     times = sorted(a.times[-1] for n, a in both.engine.answers.items() if n[0] == "b" and len(a.tokens) == a.wanted)
     return {
         **{kind: percentile(seen[kind], 0.95) / percentile(alone[kind], 0.95) for kind in ("ttft", "itl")},
+        "itl50": percentile(seen["itl"], 0.5) / percentile(alone["itl"], 0.5),
         "harvest": both.tokens / bulk.tokens,
         "longest_pause": max(b - a for a, b in itertools.pairwise(times)),
     }
@@ -92,6 +113,7 @@ def main() -> None:
         "strict": shares(model, "about half of the time", STRICT),
         "rarely": shares(model, "rarely", DEFAULT),
         "always": shares(model, "always", DEFAULT),
+        "again": shares(model, "always", DEFAULT, Asking),
     }
     sys.stdout.write(json.dumps(stories) + "\n")
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.scheduler.model import Curve, StepModel
-from engine.scheduler.policy import SMALLEST_BESIDE, SMALLEST_CHUNK, WAIT_SHARE, Demand, Policy, largest
+from engine.scheduler.policy import SMALLEST_BESIDE, SMALLEST_CHUNK, WAIT_SHARE, Absence, Demand, Policy, largest
 from engine.scheduler.settings import ControlFolder, Dial
 
 BUDGET = 8192
@@ -30,7 +30,7 @@ def experts(decodes: int, prefill: int) -> float:
     return 0.004 + 0.010 * (1 - 0.94**tokens) + 0.00002 * tokens + (0.003 if prefill else 0.0)
 
 
-def demand(**changes: int) -> Demand:
+def demand(**changes: Any) -> Demand:
     values = {"decodes": 0, "prefill": 0, "waiting": 0, "batch_decodes": 64, "token_budget": BUDGET}
     return Demand(**(values | changes))
 
@@ -171,6 +171,44 @@ class TestGrantAlone:
         grant = policy.grant(demand(batch_decodes=0))
         assert 0 < grant.prefill <= BUDGET
         assert grant.room > 0
+
+
+class TestAbsence:
+    @staticmethod
+    def gone(absence: Absence, at: float, back_after: float) -> bool:
+        """Whether somebody who goes at that time is awaited; and they come back."""
+        awaited = absence.look(there=False, now=at, step=0.2)
+        absence.look(there=True, now=at + back_after, step=0.2)
+        return awaited
+
+    def test_who_comes_back_at_once_again_and_again_is_awaited(self) -> None:
+        absence = Absence()
+        awaited = [self.gone(absence, at, 0.01) for at in range(8)]
+        assert awaited == [False] * 4 + [True] * 4
+
+    def test_who_comes_back_later_is_not(self) -> None:
+        absence = Absence()
+        assert not any(self.gone(absence, at, 0.5) for at in range(50))
+        for at in range(50, 100):
+            self.gone(absence, at, 0.01)
+        assert absence.look(there=False, now=100.0, step=0.2)
+        for at in range(101, 120):
+            self.gone(absence, at, 0.5)
+        assert not absence.look(there=False, now=120.0, step=0.2)
+
+    def test_nobody_is_awaited_for_longer_than_a_step(self) -> None:
+        absence = Absence()
+        for at in range(50):
+            self.gone(absence, at, 0.01)
+        assert [absence.look(there=False, now=60 + after, step=0.2) for after in (0, 0.1, 0.19, 0.21, 9)] == [
+            True, True, True, False, False,
+        ]  # fmt: skip
+
+    def test_meanwhile_steps_are_short(self) -> None:
+        policy = Policy(taught(dense), Dial())
+        usual, awaited = policy.grant(demand()), policy.grant(demand(awaited=True))
+        assert 0 < awaited.decodes < usual.decodes / 2
+        assert awaited.room == usual.room
 
 
 @pytest.mark.parametrize("cost", [dense, experts])
