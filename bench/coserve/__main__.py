@@ -55,7 +55,7 @@ def _bench(options: argparse.Namespace) -> None:
     began = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
     names = (options.arms or ",".join(QUICK if options.quick else ARMS)).split(",")
-    plan = chosen(arms(options.window, options.naive or options.window, options.caps), names, options.duty)
+    plan = chosen(arms(options.window, options.naive or 2 * options.window, options.caps), names, options.duty)
     kinds = sorted({arm.target for found in plan.values() for arm in found}, reverse=True)
     about = machine() | {
         "window": options.window,
@@ -120,9 +120,13 @@ def _options() -> argparse.Namespace:
         "--window",
         type=int,
         default=64,
-        help="bulk requests in flight in B, C, V and O: as many as the engine has seats",
+        help="bulk requests in flight in B, V and O: as many as the engine has seats",
     )
-    add("--naive", type=int, help="bulk requests in flight in C, if other than --window")
+    add(
+        "--naive",
+        type=int,
+        help="bulk requests in flight in C (default: twice --window)",
+    )
     add("--kv-gib", type=int, default=1, help="KV cache of each engine")
     add("--seed", type=int, default=1, help="changes when people come")
     add("--out", type=Path, default=Path("build/bench-coserve"))

@@ -16,7 +16,7 @@ def arms(window: int, naive: int, caps: list[int]) -> list[Arm]:
 
     A   people alone, on V's engine              A'  the same on an engine with vLLM's default flags
     B   bulk alone, as a job                     B stock  the same with vLLM's own scheduler
-    C   both, stock scheduler, bulk sent straight to the engine with a window like B's
+    C   both, stock scheduler, bulk sent straight to the engine by someone who does not count its seats
     Sn  the same with a fixed window of n
     V   both, velocity's scheduler, bulk as a job      V strict  with ratio 1.05 and floor 0
     O   both, vLLM's own scheduler (priority), bulk as a job: only the worker's window protects people
