@@ -1,6 +1,6 @@
 # The two commands are `make demo` and `make test`; each sets up what it needs.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test chaos bench-coserve check format lock clean
+.PHONY: help install demo test chaos bench-coserve bench-gateway check format lock clean
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -26,6 +26,9 @@ chaos: $(STAMP)  ## Kill, freeze and cut off everything while jobs run: make cha
 
 bench-coserve: $(STAMP)  ## Measure what chat and bulk cost each other here: make bench-coserve ARGS=--quick
 	$(BIN)/python -m bench.coserve $(ARGS)
+
+bench-gateway: $(STAMP)  ## Measure what the gateway costs beside nginx and others: make bench-gateway ARGS=--quick
+	$(BIN)/python -m bench.gateway $(ARGS)
 
 check: $(STAMP)  ## Format, lint, strict types, import arrows, size limits, wheel build
 	$(BIN)/ruff format --check .
