@@ -123,7 +123,9 @@ class _Request:
         self._receive = receive
         self._send = send
         self._status = 0
-        scope.setdefault("state", {})["request_id"] = new_id("req")
+        state = scope.setdefault("state", {})
+        state["request_id"] = new_id("req")
+        state["send"] = send  # for those who send so many bodies that a detour with each would cost too much
 
     async def run(self) -> None:
         began = time.monotonic()
@@ -156,16 +158,19 @@ class _Request:
 def check_head(scope: Scope) -> None:
     """Raises ApiError 431, 400 or 415 for a head that no client of ours sends."""
     headers = scope["headers"]
-    if len(headers) > _MOST_HEADERS or sum(len(name) + len(value) for name, value in headers) > _MOST_HEADER_BYTES:
+    size = hosts = 0
+    for name, value in headers:
+        size += len(name) + len(value)
+        hosts += name == b"host"
+    if len(headers) > _MOST_HEADERS or size > _MOST_HEADER_BYTES:
         raise ApiError(
             431, f"The request has more than {_MOST_HEADERS} headers, or {_MOST_HEADER_BYTES:,} bytes of them.",
             code="headers_too_large", headers=((b"connection", b"close"),),
         )  # fmt: skip
-    hosts = sum(name == b"host" for name, _ in headers)
     if hosts > 1 or (hosts == 0 and scope["http_version"] != "1.0"):
         raise ApiError(400, "A request needs exactly one Host header.", headers=((b"connection", b"close"),))
-    encoding = header(scope, b"content-encoding") or b"identity"
-    if encoding.strip().lower() != b"identity":
+    encoding = header(scope, b"content-encoding")
+    if encoding is not None and encoding.strip().lower() != b"identity":
         raise ApiError(415, "Send the body as it is, without a Content-Encoding.", code="unsupported_encoding")
     if upgrades(scope) and scope["method"] not in {"GET", "HEAD"}:  # httptools drops the body of such a request
         raise ApiError(400, "This is HTTP/1.1 alone: send the request without an Upgrade header.")

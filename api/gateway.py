@@ -66,10 +66,11 @@ class Gateway:
     async def opened(cls, settings: ApiSettings) -> AsyncIterator[Gateway]:
         """Connect lazily, run the background tasks, and close all of it at the end. Raises PreflightError."""
         bulk = connect(settings.redis_url, settings.api_redis_timeout)
-        quick = connect(settings.redis_url, settings.limiter_timeout, retries=0)
+        metrics = Metrics()
+        fast = FastRedis(settings.redis_url, settings.limiter_timeout, metrics)
         rq_redis = connect_sync(settings.redis_url, settings.api_redis_timeout)
         error_tracking.start(settings.sentry_dsn, installed_version())
-        gateway = cls.of(settings, bulk, quick, rq_redis)
+        gateway = cls.of(settings, bulk, fast, rq_redis, metrics)
         tasks: list[asyncio.Task[None]] = []
         try:
             try:
@@ -96,7 +97,7 @@ class Gateway:
             await gateway.outbox.aclose()
             await gateway.engine.aclose()
             await bulk.aclose()
-            await quick.aclose()
+            await fast.aclose()
             rq_redis.close()
             await asyncio.to_thread(gateway.tracer.close)
             await asyncio.to_thread(error_tracking.close)
@@ -111,16 +112,16 @@ class Gateway:
             raise
 
     @classmethod
-    def of(cls, settings: ApiSettings, bulk: Redis, quick: Redis, rq_redis: sync_redis.Redis) -> Gateway:
+    def of(
+        cls, settings: ApiSettings, bulk: Redis, fast: FastRedis, rq_redis: sync_redis.Redis, metrics: Metrics
+    ) -> Gateway:
         """The services on these connections."""
-        metrics = Metrics()
         engine = EngineClient.of(settings)
         watch = EngineWatch(engine)
         metrics.observe_engine(lambda: watch.up, lambda: watch.protection.protection if watch.protection else None)
         ledger = Ledger(bulk)
         bulk_watch = BulkWatch(ledger)
         metrics.register(bulk_watch)
-        fast = FastRedis(quick, settings.limiter_timeout, metrics)
         keys = Keys(fast, settings.data_dir, open_mode=settings.open)
         preflight = Preflight(bulk, settings.data_dir, owner=True)
         outbox = Outbox(bulk, ledger, Webhooks(settings.data_dir, settings.webhook_allow), settings.data_dir)

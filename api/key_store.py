@@ -161,7 +161,7 @@ class Keys:
         if cached and now - cached[0] < seconds:
             return cached[1]
         try:
-            raw = await self._redis.call("key", lambda: self._redis.redis.hget(redis_keys.api_key(key_id), "record"))
+            raw = await self._redis.call("key", "HGET", redis_keys.api_key(key_id), "record")
         except LedgerUnavailable:
             if without_redis and cached and cached[1] and now - cached[0] < KNOWN_SECONDS:
                 return cached[1]

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, Gauge, Info, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from api.counting import Count, Spread
 from engine.protection import Protection
 
 # Fine where an H200 lives, long enough for a CPU. The upper ends are the defaults of the timeouts.
@@ -121,29 +120,6 @@ class Gaps:
         return self._last - self._first
 
 
-class _InterTokenLatency(Collector):
-    """A histogram that is added to by whole streams; prometheus_client's own takes a lock for every value."""
-
-    def __init__(self) -> None:
-        self._counts = {bulk: [0] * (len(_ITL) + 1) for bulk in _BULK}
-        self._seconds = dict.fromkeys(_BULK, 0.0)
-
-    def add(self, gaps: Gaps, bulk: str) -> None:
-        total = self._counts[bulk]
-        for bucket, count in enumerate(gaps.counts):
-            if count:
-                total[bucket] += count
-        self._seconds[bulk] += gaps.seconds
-
-    def collect(self) -> Iterator[HistogramMetricFamily]:
-        family = HistogramMetricFamily("velocity_itl_seconds", "Time between two events of a stream.", labels=["bulk"])
-        bounds = [*map(str, _ITL), "+Inf"]
-        for bulk in _BULK:
-            buckets = list(zip(bounds, accumulate(self._counts[bulk]), strict=True))
-            family.add_metric([bulk], buckets, self._seconds[bulk])
-        yield family
-
-
 class Metrics:
     """The metrics of one process, in a registry of their own. Belongs to the event loop's thread."""
 
@@ -154,26 +130,18 @@ class Metrics:
         Info("velocity_build", "What is running.", registry=registry).info(
             {"version": installed_version(), "python": sys.version.partition(" ")[0]}
         )
-        self._requests = Counter(
-            "velocity_http_requests", "Requests answered.", ["route", "method", "status"], registry=registry
-        )
-        self._duration = Histogram(
-            "velocity_request_duration_seconds", "Time from a request's head to its end.", ["endpoint", "stream"],
-            buckets=_DURATION, registry=registry,
+        self._requests = Count("velocity_http_requests", "Requests answered.", ["route", "method", "status"])
+        self._duration = Spread(
+            "velocity_request_duration_seconds", "Time from a request's head to its end.", _DURATION,
+            ["endpoint", "stream"],
         )  # fmt: skip
-        self._ttft = Histogram(
-            "velocity_ttft_seconds", "Time from a request's head to its first token.", ["endpoint", "bulk"],
-            buckets=_TTFT, registry=registry,
-        )  # fmt: skip
-        self._itl = _InterTokenLatency()
-        registry.register(self._itl)
-        self._tokens = Counter(
-            "velocity_tokens", "Tokens, as the engine counted them.", ["direction", "traffic"], registry=registry
+        self._ttft = Spread(
+            "velocity_ttft_seconds", "Time from a request's head to its first token.", _TTFT, ["endpoint", "bulk"]
         )
-        self._refusals = Counter("velocity_refusals", "Requests that were not let in.", ["reason"], registry=registry)
-        self._outcomes = Counter(
-            "velocity_stream_outcomes", "How requests to the engine ended.", ["outcome"], registry=registry
-        )
+        self._itl = Spread("velocity_itl_seconds", "Time between two events of a stream.", _ITL, ["bulk"])
+        self._tokens = Count("velocity_tokens", "Tokens, as the engine counted them.", ["direction", "traffic"])
+        self._refusals = Count("velocity_refusals", "Requests that were not let in.", ["reason"])
+        self._outcomes = Count("velocity_stream_outcomes", "How requests to the engine ended.", ["outcome"])
         self._in_flight = Gauge("velocity_requests_in_flight", "Requests at the engine.", registry=registry)
         self._waiting = Gauge("velocity_requests_waiting", "Requests waiting for a slot.", registry=registry)
         self._engine_up = Gauge("velocity_engine_up", "Whether the engine answers.", registry=registry)
@@ -181,28 +149,28 @@ class Metrics:
             "velocity_engine_protection", "What keeps bulk work from slowing people down in the engine.",
             ["protection"], registry=registry,
         )  # fmt: skip
-        self._redis = Histogram(
-            "velocity_redis_seconds", "Time that an operation on Redis took.", ["operation"],
-            buckets=_REDIS, registry=registry,
-        )  # fmt: skip
-        self._redis_failures = Counter(
-            "velocity_redis_failures", "Operations on Redis that failed.", ["operation"], registry=registry
-        )
-        self._local = Counter(
-            "velocity_local_decisions", "Limits decided without Redis.", ["outcome"], registry=registry
-        )
+        self._redis = Spread("velocity_redis_seconds", "Time that an operation on Redis took.", _REDIS, ["operation"])
+        self._redis_failures = Count("velocity_redis_failures", "Operations on Redis that failed.", ["operation"])
+        self._local = Count("velocity_local_decisions", "Limits decided without Redis.", ["outcome"])
+        for collector in (
+            self._requests, self._duration, self._ttft, self._itl, self._tokens, self._refusals, self._outcomes,
+            self._redis, self._redis_failures, self._local,
+        ):  # fmt: skip
+            registry.register(collector)
         self._begin_at_zero()
 
     def _begin_at_zero(self) -> None:
         """A series that appears with its first event hides that event from `rate()`."""
         for reason in Refusal:
-            self._refusals.labels(reason)
+            self._refusals.add(reason, by=0)
         for outcome in Outcome:
-            self._outcomes.labels(outcome)
+            self._outcomes.add(outcome, by=0)
         for direction in ("input", "output"):
-            self._tokens.labels(direction, "interactive")
+            self._tokens.add(direction, "interactive", by=0)
         for decision in ("admitted", "refused"):
-            self._local.labels(decision)
+            self._local.add(decision, by=0)
+        for bulk in _BULK:
+            self._itl.add((), 0.0, bulk)
         for protection in Protection:
             self._protection.labels(protection)
 
@@ -224,44 +192,44 @@ class Metrics:
     def request(self, route: str, method: str, status: int) -> None:
         """A request has ended. `route` is the template ("/jobs/{id}"), never the path; status 0 is no answer at all."""
         known = method if method in _METHODS else "other"
-        self._requests.labels(route, known, str(status) if status else "none").inc()
+        self._requests.add(route, known, str(status) if status else "none")
 
     def duration(self, endpoint: str, seconds: float, *, stream: bool) -> None:
         """A request to the engine took so many seconds in all."""
-        self._duration.labels(endpoint, "true" if stream else "false").observe(seconds)
+        self._duration.observe(seconds, endpoint, "true" if stream else "false")
 
     def ttft(self, endpoint: str, seconds: float, *, bulk: bool) -> None:
         """The first token of an answer came after so many seconds; `bulk` was at the engine when it began, or not."""
-        self._ttft.labels(endpoint, _BULK[bulk]).observe(seconds)
+        self._ttft.observe(seconds, endpoint, _BULK[bulk])
 
     def add_gaps(self, gaps: Gaps, *, bulk: bool) -> None:
         """Add a stream that has ended, once per stream; `bulk` was at the engine when it began, or not."""
-        self._itl.add(gaps, _BULK[bulk])
+        self._itl.add(gaps.counts, gaps.seconds, _BULK[bulk])
 
     def tokens(self, input: int, output: int) -> None:  # noqa: A002 - as OpenAI calls it
         """Tokens of one interactive request."""
-        self._tokens.labels("input", "interactive").inc(input)
-        self._tokens.labels("output", "interactive").inc(output)
+        self._tokens.add("input", "interactive", by=input)
+        self._tokens.add("output", "interactive", by=output)
 
     def outcome(self, text: str) -> None:
         """A request to the engine has ended; `text` is the outcome as the request log has it."""
-        self._outcomes.labels(Outcome.of(text)).inc()
+        self._outcomes.add(text if text == Outcome.OK else Outcome.of(text))
 
     def refused(self, reason: Refusal) -> None:
         """A request was not let in."""
-        self._refusals.labels(reason).inc()
+        self._refusals.add(reason)
 
     def redis(self, operation: str, seconds: float) -> None:
         """An operation on Redis took so many seconds. `operation` is a name of ours, never a key."""
-        self._redis.labels(operation).observe(seconds)
+        self._redis.observe(seconds, operation)
 
     def redis_failed(self, operation: str) -> None:
         """An operation on Redis failed."""
-        self._redis_failures.labels(operation).inc()
+        self._redis_failures.add(operation)
 
     def local(self, admitted: bool) -> None:
         """A limit was decided without Redis."""
-        self._local.labels("admitted" if admitted else "refused").inc()
+        self._local.add("admitted" if admitted else "refused")
 
     def render(self, accept: str | None = None) -> tuple[bytes, str]:
         """All of it as text in the format that an Accept header asks for, and its content type."""

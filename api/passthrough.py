@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
 import orjson
 
 from api import shape
-from api.asgi import Receive, Scope, Send, disconnected, header, read_body, send_whole
+from api.asgi import Departure, Receive, Scope, Send, header, read_body, send_whole
 from api.bulk_watch import BulkWatch
 from api.engine_watch import EngineWatch
 from api.errors import ApiError, from_engine, lacks
@@ -24,20 +23,17 @@ from api.keys import Scope as KeyScope
 from api.limits.leases import Admission, State
 from api.limits.limiter import KeyChanged, Limiter, Used
 from api.metrics import Metrics
+from api.outlet import Outlet
 from api.relay import Relay
 from api.settings import ApiSettings
 from api.tracing import Span, Tracer
-from api.usage import UsageFilter, is_preamble
 from engine import log
 from engine.client import Answer, Endpoint, EngineClient
 from engine.connection import EngineConnection
-from engine.errors import EngineError, EngineTimeout
+from engine.errors import EngineTimeout, VelocityError
 
 _LAST_WORDS = 5.0
 """Seconds that an error message may take to leave."""
-
-_ERROR_EVENT = b'data: {"error":'
-"""How vLLM reports a failure in mid-stream, after which it ends the stream as if nothing had happened."""
 
 _OPERATIONS = {
     Endpoint.CHAT: "chat",
@@ -47,10 +43,6 @@ _OPERATIONS = {
 }
 
 logger = log.get(__name__)
-
-
-class _ToldByEngine(EngineError):
-    """The engine has written an error into its stream."""
 
 
 class Passthrough:
@@ -68,6 +60,7 @@ class Passthrough:
         self._metrics = metrics
         self._tracer = tracer
         self._bulk = bulk
+        self._loop = asyncio.get_running_loop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.monotonic()
@@ -79,15 +72,15 @@ class Passthrough:
         except BaseException:
             span.end("refused")
             raise
-        relay, outcome = Relay(send, request, admission, self._settings, began, self._bulk.requests > 0), "aborted"
+        outlet = Outlet(send, scope["state"]["send"])
+        relay = Relay(send, outlet, request, admission, self._settings, self._loop, began, self._bulk.requests > 0)
+        outcome = "aborted"
         try:
             outcome = await self._run(relay, receive, span)
         finally:
             used = relay.used
-            try:
-                await self._limiter.settle(admission, used)
-            finally:
-                self._account(relay, used, outcome, span)
+            self._limiter.settle(admission, used)
+            self._account(relay, used, outcome, span)
 
     async def _let_in(
         self, scope: Scope, endpoint: Endpoint, content: dict[str, Any], length: int
@@ -134,60 +127,53 @@ class Passthrough:
 
     async def _run(self, relay: Relay, receive: Receive, span: Span) -> str:
         """Relay the answer; a client that leaves ends the upstream request at once. Returns how it went."""
-        relaying = asyncio.create_task(self._relay(relay, span))
-        gone = asyncio.create_task(disconnected(receive))
+        task = asyncio.current_task(self._loop)
+        assert task is not None  # noqa: S101 - this is a coroutine
+        relay.watched(task)
+        relay.admission.on_end = lambda: relay.interrupt("revoked")
+        departure = Departure(receive, lambda: relay.interrupt("client_left"))
         try:
-            ends: set[asyncio.Future[Any]] = {relaying, gone, relay.admission.ended}
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            if relaying.done():
-                return relaying.result()
-            if gone.done():
-                return "client_left"
+            return await self._relay(relay, span)
+        except asyncio.CancelledError:
+            if not relay.interrupted or task.uncancel():
+                raise
+        except VelocityError as error:
+            relay.fault = error
         finally:
-            relaying.cancel()
-            gone.cancel()
-            await asyncio.gather(relaying, gone, return_exceptions=True)
+            relay.watched(None)
+            relay.admission.on_end = None
+            departure.close()
+        return await self._broken_off(relay)
+
+    async def _broken_off(self, relay: Relay) -> str:
+        """Tell the client, as far as there is one. Returns how it went."""
+        fault = relay.fault
+        if relay.verdict == "revoked":
+            fault = ApiError(401, "This API key has been ended.", code="invalid_api_key")
+        if not isinstance(fault, VelocityError) or relay.told:
+            return relay.verdict or "engine_error"
+        # An engine that broke down is free; one that was kept busy until the time was over is not.
+        timeout = isinstance(fault, EngineTimeout)
+        relay.refused = relay.first_byte is None and not (relay.entered is not None and timeout) and not relay.verdict
         with suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORDS):
-                await relay.fail(ApiError(401, "This API key has been ended.", code="invalid_api_key"))
-        return "revoked"
+                await relay.fail(fault)
+        if relay.verdict:
+            return relay.verdict
+        return "refused" if isinstance(fault, ApiError) else type(fault).__name__
 
     async def _relay(self, relay: Relay, span: Span) -> str:
-        work: Callable[[Relay, EngineConnection], Awaitable[str]] = (
-            self._stream if relay.request.stream else self._whole
-        )
+        request = relay.request
+        relay.waits(self._settings.head_wait)
+        if relay.admission.state is not State.LEASED:
+            await self._limiter.slot(relay.admission)
+            relay.waits(self._settings.head_wait)
+        relay.entered = time.monotonic()
+        upstream = await self._engine.begin(request.endpoint, request.body, relay.admission.request, span.traceparent)
         try:
-            async with asyncio.timeout(self._settings.total_timeout) as clock:
-                await self._wait_for_slot(relay)
-                relay.entered = time.monotonic()
-                request = relay.request
-                async with self._engine.exchange(
-                    request.endpoint, request.body, relay.admission.request, span.traceparent
-                ) as upstream:
-                    return await work(relay, upstream)
-        except (EngineError, ApiError, TimeoutError) as error:
-            if isinstance(error, TimeoutError) and not clock.expired():
-                raise
-            if relay.writing:
-                return "client_stalled"  # there is nobody to tell
-            if isinstance(error, _ToldByEngine):
-                return "engine_error"  # told already; only the clean end is withheld
-            fault = EngineTimeout("The request took too long in all.") if isinstance(error, TimeoutError) else error
-            # An engine that broke down is free; one that was kept busy until the time was over is not.
-            relay.refused = relay.first_byte is None and (relay.entered is None or not isinstance(fault, EngineTimeout))
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LAST_WORDS):
-                    await relay.fail(fault)
-            return "refused" if isinstance(fault, ApiError) else type(fault).__name__
-
-    async def _wait_for_slot(self, relay: Relay) -> None:
-        if relay.admission.state is State.LEASED:
-            return
-        waiting = self._limiter.slot(relay.admission)
-        if relay.request.stream:
-            await relay.wait_pinging(waiting, self._settings.head_wait)
-        else:
-            await waiting
+            return await (self._stream if request.stream else self._whole)(relay, upstream)
+        finally:
+            self._engine.end(upstream)
 
     async def _whole(self, relay: Relay, upstream: EngineConnection) -> str:
         head = await upstream.head()  # comes with the whole answer: the total time is its limit
@@ -203,38 +189,19 @@ class Passthrough:
         return "ok"
 
     async def _stream(self, relay: Relay, upstream: EngineConnection) -> str:
-        head = await relay.wait_pinging(upstream.head(), self._settings.head_wait)
+        head = await upstream.head()
         if head.status != 200:
             return await self._refused(relay, Answer(head.status, await upstream.rest()))
         await relay.start()
-        sift = UsageFilter(relay.request.endpoint, relay.usage, hide=relay.request.hide_usage)
-        data = await relay.wait_pinging(upstream.chunk(), self._settings.ping_interval)
-        while is_preamble(relay.request.endpoint, data):
-            await relay.write(sift.feed(data))
-            data = await relay.wait_pinging(upstream.chunk(), self._settings.ping_interval)
-        relay.first_byte = time.monotonic()
-        await self._copy(relay, upstream, sift, data)
-        await relay.write(sift.rest())
-        await relay.send({"type": "http.response.body", "body": b""})
+        relay.waits(self._settings.ping_interval)
+        while not await upstream.pour(relay.take):
+            if relay.fault:
+                raise relay.fault
+            await relay.drained()
+            if relay.told:
+                return "engine_error"  # told already; only the clean end is withheld
+        await relay.end()
         return "ok"
-
-    async def _copy(self, relay: Relay, upstream: EngineConnection, sift: UsageFilter, data: bytes) -> None:
-        """The body from its first token to its end; neither the engine nor the client may stall for too long."""
-        patience = self._settings.stall_timeout
-        clock = asyncio.get_running_loop().time
-        token = relay.gaps.token
-        try:
-            async with asyncio.timeout(patience) as stall:
-                while data:
-                    token(clock())
-                    await relay.write(sift.feed(data))
-                    if _ERROR_EVENT in data:
-                        raise _ToldByEngine
-                    stall.reschedule(clock() + patience)
-                    data = await upstream.chunk()
-                    stall.reschedule(clock() + patience)
-        except TimeoutError:
-            raise EngineTimeout(f"The engine sent nothing for {patience:g} s.") from None
 
     async def _refused(self, relay: Relay, answer: Answer) -> str:
         """The engine said no: its status in our shape, or (after pings have begun) an error chunk."""

@@ -1,12 +1,16 @@
-"""One interactive request on its way: what the client is sent, and what is known for limits, log and metrics."""
+"""One interactive request on its way: what the client is sent, and what is known for limits, log and metrics.
+
+waiting (pings) ──► first token ──► pouring ──► over
+   └────────────────────┴── interrupt(): the client left, the key was ended, or time is up ──► over
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import TypeVar
+from math import inf
+from typing import Any
 
 from api import shape
 from api.asgi import Send, send_error
@@ -14,8 +18,9 @@ from api.errors import Header, to_api_error
 from api.limits.leases import Admission, State
 from api.limits.limiter import Used
 from api.metrics import Gaps
+from api.outlet import Outlet
 from api.settings import ApiSettings
-from api.usage import Usage
+from api.usage import Usage, UsageFilter, is_preamble
 from engine.errors import EngineTimeout, VelocityError
 
 _STREAM_HEADERS: tuple[Header, ...] = (
@@ -24,8 +29,8 @@ _STREAM_HEADERS: tuple[Header, ...] = (
     (b"x-accel-buffering", b"no"),
 )
 _PING = b": ping\n\n"
-
-T = TypeVar("T")
+_ERROR_EVENT = b'data: {"error":'
+"""How vLLM reports a failure in mid-stream, after which it ends the stream as if nothing had happened."""
 
 
 @dataclass(slots=True)
@@ -33,9 +38,11 @@ class Relay:
     """One request on its way: where it goes and what is known of it so far."""
 
     send: Send
+    outlet: Outlet
     request: shape.EngineRequest
     admission: Admission
     settings: ApiSettings
+    loop: asyncio.AbstractEventLoop
     began: float = field(default_factory=time.monotonic)
     bulk: bool = False
     """Whether bulk work was at the engine when it began."""
@@ -48,22 +55,65 @@ class Relay:
     first_byte: float | None = None
     refused: bool = False
     """Whether the engine, or the line, did not take it."""
-    writing: bool = False
-    """Whether the client is being waited for, and not the engine."""
+    told: bool = False
+    """Whether the engine has written an error into its stream."""
+    fault: Exception | None = None
+    """Why a copying callback stopped, or what interrupted the request."""
+    verdict: str = ""
+    """Its outcome, if it was interrupted."""
+    _sift: UsageFilter | None = None
+    _task: asyncio.Task[Any] | None = None
+    _timer: asyncio.TimerHandle | None = None
+    _looks: float = inf
+    """When `_timer` fires. This and those below are on the monotonic clock; `inf` is never."""
+    _give_up: float = inf
+    """When the engine must have begun."""
+    _ping_at: float = inf
+    _last: float = inf
+    """When bytes came last, of a stream that has begun."""
 
     async def start(self) -> None:
         """Send the 200 of a stream, once."""
-        if not self.status:
-            self.status = 200
-            headers = [*_STREAM_HEADERS, *self.admission.headers]
-            await self.send({"type": "http.response.start", "status": 200, "headers": headers})
+        if not self._start():
+            await self.outlet.drained()
 
     async def write(self, data: bytes) -> None:
         """Some bytes of the stream's body."""
-        if data:
-            self.writing = True
-            await self.send({"type": "http.response.body", "body": data, "more_body": True})
-            self.writing = False
+        await self.outlet.drained()
+        if data and not self.outlet.write(data):
+            await self.outlet.drained()
+
+    def take(self, data: bytes) -> bool:
+        """Pass on what came from the engine, in the very callback that read it. False when there is a reason to stop:
+        the client is slow, or there is a `fault`, or the engine has `told` of one.
+        """
+        now = time.monotonic()
+        try:
+            if self.first_byte is None and not is_preamble(self.request.endpoint, data):
+                self.first_byte = now
+                self._give_up = self._ping_at = inf
+                self._last = now
+                self._arm()
+            if self.first_byte is not None:
+                self._last = now
+                self.gaps.token(now)
+            self._sift = sift = self._sift or UsageFilter(
+                self.request.endpoint, self.usage, hide=self.request.hide_usage
+            )
+            passed = sift.feed(data)
+            self.told = _ERROR_EVENT in data
+            return (not passed or self.outlet.write(passed)) and not self.told
+        except Exception as error:  # noqa: BLE001 - belongs to the request's task, not to the loop that calls this
+            self.fault = error
+            return False
+
+    async def end(self) -> None:
+        """The clean end of a stream."""
+        if self._sift is not None:
+            await self.write(self._sift.rest())
+        await self.outlet.drained()
+        if not self.outlet.end():
+            await self.outlet.drained()
 
     async def fail(self, fault: VelocityError) -> None:
         """Before the head a proper status; after it an error chunk and no clean end, which would look like success."""
@@ -76,24 +126,84 @@ class Relay:
         await self.write(b"data: " + error.body() + b"\n\n")
         # The response is left incomplete, so the server closes the connection instead of ending the body.
 
-    async def wait_pinging(self, waiting: Coroutine[object, object, T], patience: float) -> T:
-        """Wait; after `patience` seconds answer 200, and ping, so that clients and proxies do not give up."""
-        task = asyncio.create_task(self._first(waiting))
-        try:
-            while not (await asyncio.wait({task}, timeout=patience))[0]:
-                await self.start()
-                await self.write(_PING)
-                patience = self.settings.ping_interval
-            return task.result()
-        finally:
-            task.cancel()
+    # --- time
 
-    async def _first(self, waiting: Coroutine[object, object, T]) -> T:
-        try:
-            async with asyncio.timeout(self.settings.first_token_timeout):
-                return await waiting
-        except TimeoutError:
-            raise EngineTimeout(f"No answer began within {self.settings.first_token_timeout:g} s.") from None
+    def watched(self, task: asyncio.Task[Any] | None) -> None:
+        """`task` is what can be interrupted from now on; None: it is over."""
+        self._task = task
+        if task is None and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def waits(self, patience: float) -> None:
+        """For the engine to begin: after `patience` seconds the client of a stream gets its 200, and pings.
+
+        An answer that is not streamed comes as a whole: only the total time is its limit.
+        """
+        if self.request.stream:
+            now = time.monotonic()
+            self._give_up, self._ping_at = now + self.settings.first_token_timeout, now + patience
+        self._arm()
+
+    async def drained(self) -> None:
+        """Until the client has taken what was sent to it."""
+        await self.outlet.drained()
+        if self._last < inf:
+            self._last = time.monotonic()
+
+    def interrupt(self, verdict: str = "", fault: VelocityError | None = None) -> None:
+        """End the request: `task` finds why in `verdict` or `fault`."""
+        if self._task is not None and not self.interrupted:
+            self.verdict, self.fault = verdict, fault
+            self._task.cancel()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it was."""
+        return bool(self.verdict or self.fault)
+
+    def _arm(self) -> None:
+        """Look when the first of all is due. A timer that fires too early arms itself anew, which costs less than to
+        move it with every token.
+        """
+        stalled = self._last + self.settings.stall_timeout
+        due = min(self.began + self.settings.total_timeout, self._give_up, self._ping_at, stalled)
+        if self._timer is not None:
+            if self._looks <= due:
+                return
+            self._timer.cancel()
+        self._looks = due
+        self._timer = self.loop.call_later(max(0.0, due - time.monotonic()), self._look)
+
+    def _look(self) -> None:
+        now, settings, self._timer = time.monotonic(), self.settings, None
+        if now >= self.began + settings.total_timeout:
+            self._too_late("The request took too long in all.")
+        elif now >= self._give_up:
+            self._too_late(f"No answer began within {settings.first_token_timeout:g} s.")
+        elif now >= self._last + settings.stall_timeout:
+            self._too_late(f"The engine sent nothing for {settings.stall_timeout:g} s.")
+        else:
+            if now >= self._ping_at:
+                self._ping_at = now + settings.ping_interval
+                self._ping()
+            self._arm()
+
+    def _too_late(self, why: str) -> None:
+        if self.outlet.blocked:  # it is the client that is waited for, and there is nobody to tell
+            self.interrupt("client_stalled")
+        else:
+            self.interrupt(fault=EngineTimeout(why))
+
+    def _ping(self) -> None:
+        if self._start():
+            self.outlet.write(_PING)
+
+    def _start(self) -> bool:
+        if self.status:
+            return not self.outlet.blocked
+        self.status = 200
+        return self.outlet.start(200, [*_STREAM_HEADERS, *self.admission.headers])
 
     @property
     def used(self) -> Used:

@@ -26,6 +26,7 @@ _MEDIUM_TOKENS = 1000
 _COUNTS = ("n", "best_of")
 _LOGPROBS = ("logprobs", "top_logprobs", "prompt_logprobs")
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_WHOLE = (*_COUNTS, *_LOGPROBS, *_LIMITS)
 
 
 def check_depth(content: object) -> None:
@@ -45,13 +46,15 @@ def _inside(outer: object) -> Iterator[object]:
 
 def check_caps(content: dict[str, Any], settings: ApiSettings) -> None:
     """Raises ApiError 400 that names the field which asks for too much."""
-    for name in (*_COUNTS, *_LOGPROBS, *_LIMITS):
-        if _reads_as_whole(content.get(name)):
+    for name in _WHOLE:
+        if name in content and _reads_as_whole(content[name]):
             raise ApiError(400, f"'{name}' must be a whole number.", param=name)
     for name in _COUNTS:
-        _at_most(name, content.get(name), settings.max_n)
+        if name in content:
+            _at_most(name, content[name], settings.max_n)
     for name in _LOGPROBS:
-        _at_most(name, content.get(name), MAX_LOGPROBS)
+        if name in content:
+            _at_most(name, content[name], MAX_LOGPROBS)
     for name in _BINDING:
         if name in content and len(orjson.dumps(content[name])) > settings.max_schema_bytes:
             raise _too_much(name, f"at most {settings.max_schema_bytes:,} bytes (VELOCITY_MAX_SCHEMA_BYTES)")

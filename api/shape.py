@@ -31,7 +31,7 @@ _COMPLETIONS_DEFAULT = 16
 _HAS_STREAM_USAGE = (Endpoint.CHAT, Endpoint.COMPLETIONS)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which makes each one dearer to make: there is one per request
 class EngineRequest:
     """The request as it goes to the engine."""
 

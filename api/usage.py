@@ -19,6 +19,7 @@ _USAGE_MARK = {
     Endpoint.EMBEDDINGS: b"\x00",
 }
 _HOLD_MOST = 256 * 1024
+_FINISHED = b'"finish_reason":"'
 _FINISH = re.compile(rb'"finish_reason":"(\w+)"')
 
 
@@ -70,8 +71,10 @@ class UsageFilter:
     def feed(self, data: bytes) -> bytes:
         """What may go to the client now. An event that is still incomplete is held back until its end arrives."""
         self._usage.events += data.count(_END)
-        if finish := _FINISH.search(data):
+        if _FINISHED in data and (finish := _FINISH.search(data)):
             self._usage.finish_reason = finish[1].decode()
+        if not self._held and data.endswith(_END):  # whole events, as the engine writes them
+            return self._sift(data) if self._mark in data else data
         if self._held:
             data = self._held + data
         end = data.rfind(_END) + len(_END)

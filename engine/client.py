@@ -124,12 +124,24 @@ class EngineClient:
         On the way out the connection goes back to the pool if its answer was read to the end, else it is closed,
         which makes the engine abort the request. Raises EngineUnreachable if no connection could be made.
         """
-        head = self._request("POST", endpoint, len(body), request_id, traceparent)
-        connection = await self._sent(head + body)
+        connection = await self.begin(endpoint, body, request_id, traceparent)
         try:
             yield connection
         finally:
-            self._give_back(connection)
+            self.end(connection)
+
+    async def begin(
+        self, endpoint: Endpoint, body: bytes, request_id: str | None = None, traceparent: bytes | None = None
+    ) -> EngineConnection:
+        """The same without a context manager: whoever gets the connection owes it to `end`."""
+        return await self._sent(self._request("POST", endpoint, len(body), request_id, traceparent), body)
+
+    def end(self, connection: EngineConnection) -> None:
+        """Take the connection back, or close it if its answer was not read to the end."""
+        if connection.reusable and len(self._idle) < _IDLE_CONNECTIONS:
+            self._idle.append(connection)
+        else:
+            connection.close()
 
     async def call(
         self, endpoint: Endpoint, body: bytes, *, timeout: float, request_id: str | None = None
@@ -181,7 +193,7 @@ class EngineClient:
                 try:
                     return await _answer(connection)
                 finally:
-                    self._give_back(connection)
+                    self.end(connection)
         except TimeoutError:
             raise EngineTimeout(f"The engine gave no answer within {timeout:g} s.") from None
 
@@ -197,7 +209,7 @@ class EngineClient:
             head += b"traceparent: %s\r\n" % traceparent
         return head + b"\r\n"
 
-    async def _sent(self, data: bytes) -> EngineConnection:
+    async def _sent(self, head: bytes, body: bytes = b"") -> EngineConnection:
         """A connection on which the request was written and is being answered.
 
         A kept-alive connection may have been closed by the engine while it was idle; since that shows before a byte
@@ -211,7 +223,7 @@ class EngineClient:
         else:
             connection = await self._connect()
         try:
-            await connection.send(data)
+            await connection.send(head, body)
         except BaseException:  # cancelled in the middle of a request: the connection is of no more use
             connection.close()
             raise
@@ -231,12 +243,6 @@ class EngineClient:
         except (OSError, TimeoutError) as error:
             raise EngineUnreachable(f"No connection to the engine at {self.url}: {error or 'timeout'}.") from None
         return connection
-
-    def _give_back(self, connection: EngineConnection) -> None:
-        if connection.reusable and len(self._idle) < _IDLE_CONNECTIONS:
-            self._idle.append(connection)
-        else:
-            connection.close()
 
 
 async def _answer(connection: EngineConnection) -> Answer:

@@ -7,6 +7,7 @@ idle ── send() ──► waiting for the head ── head() ──► body �
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -16,6 +17,9 @@ from engine.errors import EngineError, EngineLost, EngineProtocolError
 
 HIGH_WATER = 256 * 1024
 """Unread body bytes at which reading from the engine pauses: the memory bound of one stream."""
+
+_COPIED_MOST = 16 * 1024
+"""Bytes of a body up to which it is copied behind its head, so that both leave in one packet."""
 
 Header = tuple[bytes, bytes]
 
@@ -46,9 +50,9 @@ class EngineConnection(asyncio.Protocol):
         self._complete = True
         self._error: EngineError | None = None
         self._paused = False
+        self._take: Callable[[bytes], bool] | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._writable = asyncio.Event()
-        self._writable.set()
+        self._writable: asyncio.Event | None = None
         self._idle_since = 0.0
 
     # --- what the owner calls
@@ -66,13 +70,18 @@ class EngineConnection(asyncio.Protocol):
         """Seconds since the last answer was complete."""
         return self._loop.time() - self._idle_since
 
-    async def send(self, data: bytes) -> None:
-        """Write one whole request (head and body)."""
+    async def send(self, head: bytes, body: bytes = b"") -> None:
+        """Write one whole request."""
         transport = self._open_transport()
-        self._parser = httptools.HttpResponseParser(self)
         self._head, self._head_done, self._complete = Head(0), False, False
-        transport.write(data)
-        await self._writable.wait()
+        self._resume()
+        if len(body) > _COPIED_MOST:
+            transport.write(head)
+            transport.write(body)
+        else:
+            transport.write(head + body)
+        if self._writable is not None:
+            await self._writable.wait()
 
     async def head(self) -> Head:
         """Wait for the answer's status and headers. Raises EngineLost or EngineProtocolError."""
@@ -89,10 +98,25 @@ class EngineConnection(asyncio.Protocol):
         data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
         self._buffered = 0
-        if self._paused and self._transport is not None:
-            self._paused = False
-            self._transport.resume_reading()
+        self._resume()
         return data
+
+    async def pour(self, take: Callable[[bytes], bool]) -> bool:
+        """Hand what comes to `take` at once, in the event loop's own callback: no task is switched to for it.
+
+        Returns True at the end of the body, and False after `take` has: it wants no more for now, and the engine is not
+        read until this is called anew. `take` must not raise.
+        """
+        if self._chunks and not take(await self.chunk()):
+            return False
+        self._resume()
+        self._take = take
+        try:
+            while self._take is not None and not self._complete:
+                await self._wait()
+            return self._take is not None
+        finally:
+            self._take = None
 
     async def rest(self) -> bytes:
         """The body from here to its end."""
@@ -122,23 +146,34 @@ class EngineConnection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._fail(EngineProtocolError(f"The engine's answer is not valid HTTP: {error}"))
             self.close()
+            return
+        if self._take is not None and self._chunks:
+            poured = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+            self._chunks.clear()
+            self._buffered = 0
+            if not self._take(poured):
+                self._take = None
+                self._pause()
+                self._wake()
 
     def eof_received(self) -> bool:
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._writable.set()
+        self.resume_writing()
         ends_with_connection = self._head_done and self._head.get(b"content-length") is None and not self._chunked()
         if exc is None and ends_with_connection and not self._complete:
             self.on_message_complete()
         self._fail(EngineLost("The engine closed the connection before its answer was complete."))
 
     def pause_writing(self) -> None:
-        self._writable.clear()
+        self._writable = asyncio.Event()
 
     def resume_writing(self) -> None:
-        self._writable.set()
+        if self._writable is not None:
+            self._writable.set()
+            self._writable = None
 
     # --- httptools callbacks
 
@@ -156,10 +191,11 @@ class EngineConnection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         self._chunks.append(body)
+        if self._take is not None:  # handed over when all of what came has been parsed
+            return
         self._buffered += len(body)
-        if self._buffered > HIGH_WATER and not self._paused and self._transport is not None:
-            self._paused = True
-            self._transport.pause_reading()
+        if self._buffered > HIGH_WATER:
+            self._pause()
         self._wake()
 
     def on_message_complete(self) -> None:
@@ -173,6 +209,16 @@ class EngineConnection(asyncio.Protocol):
         self._wake()
 
     # --- inside
+
+    def _pause(self) -> None:
+        if not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _resume(self) -> None:
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
 
     def _chunked(self) -> bool:
         return b"chunked" in (self._head.get(b"transfer-encoding") or b"")

@@ -9,17 +9,23 @@ from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
 
+def texts(package: str, folder: str = "lua", prelude: str | None = None) -> dict[str, str]:
+    """The scripts of one folder by name, each with the prelude before it."""
+    base = resources.files(package) / folder
+    head = (base / prelude).read_text() if prelude else ""
+    return {
+        file.name.removesuffix(".lua"): head + file.read_text()
+        for file in base.iterdir()
+        if file.name.endswith(".lua") and file.name != prelude
+    }
+
+
 class Scripts:
     """The scripts of one folder, compiled lazily by Redis and found again after its restart (NOSCRIPT loads anew)."""
 
     def __init__(self, redis: Redis, package: str, folder: str = "lua", prelude: str | None = None) -> None:
-        self._redis = redis
-        base = resources.files(package) / folder
-        head = (base / prelude).read_text() if prelude else ""
         self._scripts: dict[str, AsyncScript] = {
-            file.name.removesuffix(".lua"): redis.register_script(head + file.read_text())
-            for file in base.iterdir()
-            if file.name.endswith(".lua") and file.name != prelude
+            name: redis.register_script(text) for name, text in texts(package, folder, prelude).items()
         }
 
     async def run(self, name: str, *args: str | float | bytes, keys: tuple[str, ...] = ()) -> Any:

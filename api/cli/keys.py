@@ -22,7 +22,6 @@ from api.metrics import Metrics
 from api.routes.admin import key_view
 from api.settings import ApiSettings
 from engine.errors import SettingsError
-from workers.redis import connect
 
 app = typer.Typer(no_args_is_help=True, help="API keys: make, list, show, change, end, renew.")
 
@@ -138,9 +137,9 @@ def rotate(
 @asynccontextmanager
 async def opened(settings: ApiSettings) -> AsyncIterator[Keys]:
     """The keys in an installation's data directory and Redis."""
-    redis = connect(settings.redis_url, settings.redis_timeout)
+    redis = FastRedis(settings.redis_url, settings.redis_timeout, Metrics())
     try:
-        yield Keys(FastRedis(redis, settings.redis_timeout, Metrics()), settings.data_dir)
+        yield Keys(redis, settings.data_dir)
     finally:
         await redis.aclose()
 

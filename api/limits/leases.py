@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 
 from api.errors import Header
@@ -35,8 +35,13 @@ class Admission:
     """Redis's time (µs) when it was let in."""
     local: bool = False
     """Whether it was decided without Redis."""
-    ended: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    """Done when the key no longer opens anything: the request is to be ended."""
+    on_end: Callable[[], None] | None = None
+    """Called when the key no longer opens anything: the request is to be ended."""
+
+    def end(self) -> None:
+        """The key no longer opens anything."""
+        if self.on_end is not None:
+            self.on_end()
 
 
 class LeaseBook:

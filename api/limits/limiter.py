@@ -34,7 +34,7 @@ _LEASE_US = int(LEASE_SECONDS * 1e6)
 logger = log.get(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Used:
     """What a request used, as far as it is known."""
 
@@ -67,7 +67,7 @@ class Limiter:
         """Whether Redis may not know of a request that runs here: it is told of all before it hears from us again."""
         self._processes = 1
         self._name = secrets.token_hex(8)
-        self._settling: set[asyncio.Task[None]] = set()
+        self._settling: set[asyncio.Future[None]] = set()
         reservation = settings.total_timeout + settings.queue_wait + 60
         self._reservation_ms = int(reservation * 1000)
         metrics.observe_gauges(lambda: self._book.leased, lambda: self._book.waiting)
@@ -84,13 +84,13 @@ class Limiter:
             return self._admit_locally(key, request, cost)
 
     async def _admit(self, key: Key, request: str, cost: int) -> Admission:
-        answer = await self._ask(key, request, cost)
+        rates = Rates.of(key)
+        answer = await self._ask(key, request, cost, rates)
         if answer[0] == b"stale":
             self._keys.forget(key)
             raise KeyChanged("The key's record has changed.")
         verdict, reason, wait = answer[0].decode(), answer[1].decode(), int(answer[2])
         standing = Standing.of(answer[4:8])
-        rates = Rates.of(key)
         if verdict == "refused":
             self._metrics.refused(Refusal(reason))
             raise refusal(reason, wait, rates, self._all, standing, cost)
@@ -108,12 +108,12 @@ class Limiter:
         require_usable(fresh)
         return fresh
 
-    async def _ask(self, key: Key, request: str, cost: int) -> Sequence[bytes]:
+    async def _ask(self, key: Key, request: str, cost: int, rates: Rates) -> Sequence[bytes]:
         may_wait = int(self._settings.queue_wait > 0)
         version = key.version or ""  # open mode has no record that could change
         answer: Sequence[bytes] = await self._redis.run(
             "admit", request, key.id, version, cost, may_wait, _LEASE_US, self._reservation_ms,
-            self._settings.max_waiting, *Rates.of(key).args, *self._all.args,
+            self._settings.max_waiting, *rates.args, *self._all.args,
         )  # fmt: skip
         return answer
 
@@ -156,7 +156,7 @@ class Limiter:
 
     async def _ask_again(self, admission: Admission) -> Sequence[bytes]:
         try:
-            answer = await self._ask(admission.key, admission.request, admission.cost)
+            answer = await self._ask(admission.key, admission.request, admission.cost, Rates.of(admission.key))
         except LedgerUnavailable:
             return ()  # the place is kept for a while, and so is the patience
         if answer[0] == b"stale":
@@ -175,26 +175,27 @@ class Limiter:
         standing = Standing.of(answer[4:8]) if answer else Standing(0, 0, 0, 0)
         return refusal(reason or "concurrency", wait, Rates.of(admission.key), self._all, standing, admission.cost)
 
-    async def settle(self, admission: Admission, used: Used) -> None:
-        """Give slot and reservation back for what was used; once, and also if the caller is cancelled meanwhile."""
+    def settle(self, admission: Admission, used: Used) -> None:
+        """Give slot and reservation back for what was used, once; nobody waits for it.
+
+        Whom this process asks Redis to admit after this finds them given back.
+        """
         if not self._book.remove(admission):
             return
-        settling = asyncio.create_task(self._settle(admission, used))
-        self._settling.add(settling)
-        settling.add_done_callback(self._settling.discard)
-        await asyncio.shield(settling)
-
-    async def _settle(self, admission: Admission, used: Used) -> None:
         tokens = admission.cost if used.tokens is None else used.tokens
         self._metrics.tokens(used.input, used.output)
         if admission.local:
             self._local.give_back(admission.key, self._all, admission.cost - tokens, self._processes)
-        with suppress(LedgerUnavailable):  # then the lease runs out by itself, and the reservation stays spent
-            await self._redis.run(
-                "settle", admission.request, admission.key.id, tokens, int(not used.ran), used.input, used.output,
-                int(used.refused),
-            )  # fmt: skip
-        self._lines.next(admission.key.id)
+        settling = self._redis.post(  # if it fails the lease runs out by itself, and the reservation stays spent
+            "settle", admission.request, admission.key.id, tokens, int(not used.ran), used.input, used.output,
+            int(used.refused),
+        )  # fmt: skip
+        self._settling.add(settling)
+        settling.add_done_callback(lambda _: self._settled_one(settling, admission.key.id))
+
+    def _settled_one(self, settling: asyncio.Future[None], key_id: str) -> None:
+        self._settling.discard(settling)
+        self._lines.next(key_id)
 
     async def headers(self, key: Key) -> tuple[Header, ...]:
         """How the key stands, for answers that were not admitted by `admit`; none if Redis does not say."""
@@ -263,5 +264,5 @@ class Limiter:
             if admission.key.id == key_id:
                 if key is not None and key.usable:
                     admission.key = key
-                elif not admission.ended.done():
-                    admission.ended.set_result(None)
+                else:
+                    admission.end()

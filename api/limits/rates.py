@@ -35,7 +35,7 @@ class Rates:
         return self.rpm, self.burst, self.tpm, self.concurrency
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Standing:
     """What is left of a key's rates; times in µs until all of it is left again."""
 

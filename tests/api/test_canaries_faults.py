@@ -90,7 +90,7 @@ PLACES: list[tuple[object, str, Any, str]] = [
     (passthrough, "read_body", fail_later, "/v1/chat/completions"), (Limiter, "admit", fail_later, "/v1/completions"),
     (Passthrough, "_relay", fail_later, "/v1/chat/completions"), (Relay, "start", fail_later, "/v1/chat/completions"),
     (Passthrough, "_whole", fail_later, "/v1/embeddings"), (UsageFilter, "feed", fail, "/v1/chat/completions"),
-    (Passthrough, "_account", fail, "/v1/chat/completions"), (Limiter, "settle", fail_later, "/v1/responses"),
+    (Passthrough, "_account", fail, "/v1/chat/completions"), (Limiter, "settle", fail, "/v1/responses"),
     (submit, "split_job", fail, "/jobs"), (JobFiles, "draft", fail, "/jobs"),
     (submit, "current_view", fail_later, "/jobs"),
     (Keys, "create", fail_later, "/admin/keys"), (admin, "key_view", fail, "/admin/keys"),

@@ -129,8 +129,8 @@ async def test_without_redis_nothing_hangs_and_bulk_says_503(settings: ApiSettin
 
 async def test_a_key_that_redis_can_not_confirm_is_503_not_401(settings: ApiSettings, engine: FakeEngine) -> None:
     async with front_door(settings, engine) as door:
-        dead = connect(f"redis://127.0.0.1:{free_port()}/0", 1)
-        object.__setattr__(door.gateway.keys, "_redis", FastRedis(dead, 1, Metrics()))
+        dead = FastRedis(f"redis://127.0.0.1:{free_port()}/0", 1, Metrics())
+        object.__setattr__(door.gateway.keys, "_redis", dead)
         async with door.client() as client:
             response = await client.get("/v1/models")
         await dead.aclose()
@@ -223,8 +223,8 @@ async def test_an_unusable_bootstrap_key_is_refused(
 
 
 async def test_a_key_that_redis_did_not_take_is_not_made(settings: ApiSettings) -> None:
-    dead = connect(f"redis://127.0.0.1:{free_port()}/0", 1)
+    dead = FastRedis(f"redis://127.0.0.1:{free_port()}/0", 1, Metrics())
     with pytest.raises(LedgerUnavailable):
-        await Keys(FastRedis(dead, 1, Metrics()), settings.data_dir).create(Terms(name="x"))
+        await Keys(dead, settings.data_dir).create(Terms(name="x"))
     await dead.aclose()
     assert not (settings.data_dir / "keys").exists()

@@ -58,6 +58,56 @@ async def test_every_split_of_the_engines_bytes_gives_the_same_body() -> None:
         assert (answer.status, answer.body) == (200, b"hello world"), cut
 
 
+@pytest.mark.parametrize("patience", [0, 1, 100])
+async def test_every_split_is_poured_as_the_same_body_however_often_it_is_stopped(patience: int) -> None:
+    for cut in range(1, len(ANSWER)):
+        async with raw_server(answering(ANSWER[:cut], ANSWER[cut:])) as url, EngineClient(url) as client:
+            poured: list[bytes] = []
+
+            def take(data: bytes, poured: list[bytes] = poured) -> bool:
+                poured.append(data)
+                return len(poured) % (patience + 1) > 0
+
+            async with asyncio.timeout(5), client.exchange(Endpoint.CHAT, b"{}") as up:
+                assert (await up.head()).status == 200
+                while not await up.pour(take):
+                    await asyncio.sleep(0)
+        assert b"".join(poured) == b"hello world", cut
+
+
+async def test_what_is_poured_into_someone_slow_is_not_read_from_the_engine() -> None:
+    piece = b"10000\r\n" + bytes(0x10000) + b"\r\n"
+    sent = 0
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        while sent < 1000:
+            writer.write(piece)
+            await writer.drain()
+            sent += 1
+        writer.write(b"0\r\n\r\n")
+
+    taken = 0
+
+    def take(data: bytes) -> bool:
+        nonlocal taken
+        taken += len(data)
+        return False
+
+    async with raw_server(handler) as url, EngineClient(url) as client, client.exchange(Endpoint.CHAT, b"{}") as up:
+        await up.head()
+        assert not await up.pour(take)
+        await asyncio.sleep(0.3)
+        assert taken <= 2 * HIGH_WATER
+        assert sent < 500  # what the kernel holds for both sides, and no more
+        async with asyncio.timeout(60):
+            while not await up.pour(take):
+                pass
+    assert taken == 1000 * 0x10000
+
+
 @pytest.mark.parametrize(
     ("data", "error"),
     [
