@@ -103,6 +103,17 @@ async def test_a_frozen_redis_fails_what_waits_and_is_found_again(server: tuple[
     await pipe.aclose()
 
 
+async def test_a_loop_that_was_busy_is_not_taken_for_a_slow_redis(server: tuple[str, Popen[bytes]]) -> None:
+    pipe = RedisPipe(server[0], 0.2)
+    await pipe.call("PING")
+    waiting = asyncio.create_task(pipe.call("PING"))
+    for _ in range(3):  # until it has left
+        await asyncio.sleep(0)
+    time.sleep(0.5)  # on purpose
+    assert await waiting == b"PONG"
+    await pipe.aclose()
+
+
 async def test_a_connection_that_was_cut_is_made_anew(pipe: RedisPipe) -> None:
     await pipe.call("PING")
     assert await pipe.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no") == 1
