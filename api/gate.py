@@ -6,9 +6,10 @@ import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import chain
 
 from api import error_tracking
-from api.asgi import App, Message, Receive, Scope, Send, header, send_error
+from api.asgi import App, Message, Receive, Scope, Send, send_error
 from api.errors import ApiError, internal_error, lacks, to_api_error
 from api.key_store import Keys
 from api.keys import Scope as KeyScope
@@ -46,7 +47,7 @@ class Gate:
     """Deny by default: whatever is behind it, only `/health` answers without a key."""
 
     def __init__(self, app: App, hot: Mapping[str, App], keys: Keys, limiter: Limiter, metrics: Metrics) -> None:
-        self._app = app
+        self.app = app
         self._hot = hot
         self._keys = keys
         self._limiter = limiter
@@ -54,7 +55,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
         elif scope["type"] == "http":
             await _Request(self, scope, receive, send).run()
         else:  # no websockets here
@@ -62,27 +63,26 @@ class Gate:
 
     async def let_in(self, scope: Scope) -> App:
         """The application that answers. Raises VelocityError."""
-        check_head(scope)
+        state = scope["state"]
+        head = state["head"] = checked_head(scope)
         path: str = scope["path"]
+        authorization = head.get(b"authorization")
         if path in _PUBLIC:  # a key is not needed, but whoever has one is told more
             with suppress(VelocityError):
-                key = await self._keys.authenticate(header(scope, b"authorization"), without_redis=True)
-                scope["state"]["key"] = key
-            return self._app
+                state["key"] = await self._keys.authenticate(authorization, without_redis=True)
+            return self.app
         listed = _listed(path)
         needed = _ROUTES.get(listed or "")
         # Chat goes on for a while without Redis; who would spend more than the engine's time does not.
         without_redis = needed in {_ANY_KEY, KeyScope.CHAT}
-        key = await self._keys.authenticate(
-            header(scope, b"authorization"), without_redis=without_redis, cached=path in self._hot
-        )
-        scope["state"]["key"] = key
+        key = await self._keys.authenticate(authorization, without_redis=without_redis, cached=path in self._hot)
+        state["key"] = key
         if listed is None:
             raise ApiError(404, f"There is no such address: {scope['method']} {path}.", code="not_found")
         if needed and not key.may(needed):
             raise lacks(needed)
-        app = self._hot.get(path, self._app)
-        if app is not self._app and scope["method"] != "POST":
+        app = self._hot.get(path, self.app)
+        if app is not self.app and scope["method"] != "POST":
             raise ApiError(405, f"Use POST for {path}.", code="method_not_allowed", headers=((b"allow", b"POST"),))
         return app
 
@@ -92,7 +92,7 @@ class Gate:
         headers = [*message["headers"], (b"x-request-id", state["request_id"].encode())]
         if "key" in state and not any(name.startswith(b"x-ratelimit-") for name, _ in headers):
             headers += await self._limiter.headers(state["key"])
-        if upgrades(scope):
+        if upgrades(dict(scope["headers"])):
             headers.append((b"connection", b"close"))
         message["headers"] = headers
 
@@ -122,63 +122,65 @@ class _Request:
         self._scope = scope
         self._receive = receive
         self._send = send
-        self._status = 0
-        state = scope.setdefault("state", {})
+        self._state = state = scope.setdefault("state", {})
         state["request_id"] = new_id("req")
-        state["send"] = send  # for those who send so many bodies that a detour with each would cost too much
+        state["status"] = 0
+        """What the client was told."""
 
     async def run(self) -> None:
         began = time.monotonic()
         failure: VelocityError | None = None
         try:
             app = await self._gate.let_in(self._scope)
-            await app(self._scope, self._receive, self._send_named)
+            hot = app is not self._gate.app  # those say themselves what `_send_named` does
+            await app(self._scope, self._receive, self._send if hot else self._send_named)
         except VelocityError as error:
             failure = error
-            if not self._status:
+            if not self._state["status"]:
                 await send_error(self._send_named, to_api_error(error))
         except asyncio.CancelledError:
             raise
         except Exception as error:  # the process edge: a fault of ours must neither leak nor end the server
-            request_id = self._scope["state"]["request_id"]
+            request_id = self._state["request_id"]
             logger.exception("request_failed", request_id=request_id, route=_route(self._scope))
             error_tracking.report(error, request_id=request_id)
-            if not self._status:
+            if not self._state["status"]:
                 await send_error(self._send_named, internal_error())
         finally:
-            self._gate.account(self._scope, self._status, began, failure)
+            self._gate.account(self._scope, self._state["status"], began, failure)
 
     async def _send_named(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._status = message["status"]
+            self._state["status"] = message["status"]
             await self._gate.add_headers(self._scope, message)
         await self._send(message)
 
 
-def check_head(scope: Scope) -> None:
-    """Raises ApiError 431, 400 or 415 for a head that no client of ours sends."""
-    headers = scope["headers"]
-    size = hosts = 0
-    for name, value in headers:
-        size += len(name) + len(value)
-        hosts += name == b"host"
-    if len(headers) > _MOST_HEADERS or size > _MOST_HEADER_BYTES:
+def checked_head(scope: Scope) -> dict[bytes, bytes]:
+    """The request's headers, of each name the first. Raises ApiError 431, 400 or 415 for a head that no client of ours
+    sends.
+    """
+    headers: list[tuple[bytes, bytes]] = scope["headers"]
+    if len(headers) > _MOST_HEADERS or sum(map(len, chain.from_iterable(headers))) > _MOST_HEADER_BYTES:
         raise ApiError(
             431, f"The request has more than {_MOST_HEADERS} headers, or {_MOST_HEADER_BYTES:,} bytes of them.",
             code="headers_too_large", headers=((b"connection", b"close"),),
         )  # fmt: skip
+    head = dict(reversed(headers))
+    hosts = int(b"host" in head) if len(head) == len(headers) else sum(name == b"host" for name, _ in headers)
     if hosts > 1 or (hosts == 0 and scope["http_version"] != "1.0"):
         raise ApiError(400, "A request needs exactly one Host header.", headers=((b"connection", b"close"),))
-    encoding = header(scope, b"content-encoding")
-    if encoding is not None and encoding.strip().lower() != b"identity":
+    if head.get(b"content-encoding", b"identity").strip().lower() != b"identity":
         raise ApiError(415, "Send the body as it is, without a Content-Encoding.", code="unsupported_encoding")
-    if upgrades(scope) and scope["method"] not in {"GET", "HEAD"}:  # httptools drops the body of such a request
+    if b"upgrade" in head and upgrades(head) and scope["method"] not in {"GET", "HEAD"}:
+        # httptools drops the body of such a request
         raise ApiError(400, "This is HTTP/1.1 alone: send the request without an Upgrade header.")
+    return head
 
 
-def upgrades(scope: Scope) -> bool:
+def upgrades(head: dict[bytes, bytes]) -> bool:
     """Whether a client asks for another protocol (h2c, a websocket): its connection serves no second request."""
-    return bool(header(scope, b"upgrade")) and b"upgrade" in (header(scope, b"connection") or b"").lower()
+    return bool(head.get(b"upgrade")) and b"upgrade" in head.get(b"connection", b"").lower()
 
 
 def _listed(path: str) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from api import shape
-from api.asgi import Departure, Receive, Scope, Send, header, read_body, send_whole
+from api.asgi import Receive, Scope, Send, read_body
 from api.bulk_watch import BulkWatch
 from api.engine_watch import EngineWatch
 from api.errors import ApiError, from_engine, lacks
@@ -23,7 +23,7 @@ from api.keys import Scope as KeyScope
 from api.limits.leases import Admission, State
 from api.limits.limiter import KeyChanged, Limiter, Used
 from api.metrics import Metrics
-from api.outlet import Outlet
+from api.outlet import EXTENSION, AsgiOutlet
 from api.relay import Relay
 from api.settings import ApiSettings
 from api.tracing import Span, Tracer
@@ -64,21 +64,22 @@ class Passthrough:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.monotonic()
+        state = scope["state"]
         endpoint = Endpoint(scope["path"])
         body = await read_body(receive, self._settings.max_body_bytes, self._settings.body_timeout)
-        span = self._tracer.begin(endpoint.value, header(scope, b"traceparent"))
+        span = self._tracer.begin(endpoint.value, state["head"].get(b"traceparent"))
         try:
             request, admission = await self._let_in(scope, endpoint, shape.parse(body), len(body))
         except BaseException:
             span.end("refused")
             raise
-        outlet = Outlet(send, scope["state"]["send"])
-        relay = Relay(send, outlet, request, admission, self._settings, self._loop, began, self._bulk.requests > 0)
+        outlet = scope.get("extensions", {}).get(EXTENSION) or AsgiOutlet(receive, send)
+        relay = Relay(outlet, request, admission, self._settings, self._loop, began, self._bulk.requests > 0)
         outcome = "aborted"
         try:
-            outcome = await self._run(relay, receive, span)
+            outcome = await self._run(relay, span)
         finally:
-            used = relay.used
+            used, state["status"] = relay.used, relay.status
             self._limiter.settle(admission, used)
             self._account(relay, used, outcome, span)
 
@@ -95,7 +96,7 @@ class Passthrough:
             try:
                 return request, await self._limiter.admit(key, state["request_id"], cost)
             except KeyChanged:
-                state["key"] = await self._keys.authenticate(header(scope, b"authorization"))
+                state["key"] = await self._keys.authenticate(state["head"].get(b"authorization"))
                 if not state["key"].may(KeyScope.CHAT):
                     raise lacks(KeyScope.CHAT) from None
 
@@ -116,22 +117,24 @@ class Passthrough:
         self._metrics.duration(endpoint, now - began, stream=request.stream)
         if ttft:
             self._metrics.ttft(endpoint, ttft, bulk=relay.bulk)
-        self._metrics.add_gaps(relay.gaps, bulk=relay.bulk)
-        span.set(
-            method="POST", path=endpoint, route=endpoint, operation=_OPERATIONS[request.endpoint], model=request.model,
-            stream=request.stream, request_id=relay.admission.request, key_id=relay.admission.key.id,
-            status=relay.status, outcome=outcome, input_tokens=used.input, output_tokens=used.output, ttft=ttft,
-            waited=waited,
-        )  # fmt: skip
+        if relay.gaps:
+            self._metrics.add_gaps(relay.gaps, bulk=relay.bulk)
+        if span.recording:
+            span.set(
+                method="POST", path=endpoint, route=endpoint, operation=_OPERATIONS[request.endpoint],
+                model=request.model, stream=request.stream, request_id=relay.admission.request,
+                key_id=relay.admission.key.id, status=relay.status, outcome=outcome, input_tokens=used.input,
+                output_tokens=used.output, ttft=ttft, waited=waited,
+            )  # fmt: skip
         span.end(None if outcome == "ok" else outcome)
 
-    async def _run(self, relay: Relay, receive: Receive, span: Span) -> str:
+    async def _run(self, relay: Relay, span: Span) -> str:
         """Relay the answer; a client that leaves ends the upstream request at once. Returns how it went."""
         task = asyncio.current_task(self._loop)
         assert task is not None  # noqa: S101 - this is a coroutine
         relay.watched(task)
         relay.admission.on_end = lambda: relay.interrupt("revoked")
-        departure = Departure(receive, lambda: relay.interrupt("client_left"))
+        relay.outlet.watch(lambda: relay.interrupt("client_left"))
         try:
             return await self._relay(relay, span)
         except asyncio.CancelledError:
@@ -142,7 +145,7 @@ class Passthrough:
         finally:
             relay.watched(None)
             relay.admission.on_end = None
-            departure.close()
+            relay.outlet.unwatch()
         return await self._broken_off(relay)
 
     async def _broken_off(self, relay: Relay) -> str:
@@ -181,11 +184,10 @@ class Passthrough:
         if answer.status != 200:
             return await self._refused(relay, answer)
         relay.first_byte = time.monotonic()
-        relay.status = 200
         with suppress(orjson.JSONDecodeError):  # the client gets what the engine said, whatever it is
             relay.usage.read(orjson.loads(answer.body))
         content_type = head.get(b"content-type") or b"application/json"
-        await send_whole(relay.send, 200, [(b"content-type", content_type), *relay.admission.headers], answer.body)
+        await relay.whole(200, [(b"content-type", content_type)], answer.body)
         return "ok"
 
     async def _stream(self, relay: Relay, upstream: EngineConnection) -> str:

@@ -13,8 +13,7 @@ from math import inf
 from typing import Any
 
 from api import shape
-from api.asgi import Send, send_error
-from api.errors import Header, to_api_error
+from api.errors import JSON_TYPE, Header, to_api_error
 from api.limits.leases import Admission, State
 from api.limits.limiter import Used
 from api.metrics import Gaps
@@ -37,7 +36,6 @@ _ERROR_EVENT = b'data: {"error":'
 class Relay:
     """One request on its way: where it goes and what is known of it so far."""
 
-    send: Send
     outlet: Outlet
     request: shape.EngineRequest
     admission: Admission
@@ -47,7 +45,8 @@ class Relay:
     bulk: bool = False
     """Whether bulk work was at the engine when it began."""
     usage: Usage = field(default_factory=Usage)
-    gaps: Gaps = field(default_factory=Gaps)
+    gaps: Gaps | None = None
+    """Between its tokens, once there is one."""
     status: int = 0
     """Status that the client was given; 0 until then."""
     entered: float | None = None
@@ -96,7 +95,8 @@ class Relay:
                 self._arm()
             if self.first_byte is not None:
                 self._last = now
-                self.gaps.token(now)
+                self.gaps = gaps = self.gaps or Gaps()
+                gaps.token(now)
             self._sift = sift = self._sift or UsageFilter(
                 self.request.endpoint, self.usage, hide=self.request.hide_usage
             )
@@ -106,6 +106,12 @@ class Relay:
         except Exception as error:  # noqa: BLE001 - belongs to the request's task, not to the loop that calls this
             self.fault = error
             return False
+
+    async def whole(self, status: int, headers: list[Header], body: bytes, *, limits: bool = True) -> None:
+        """A complete answer; with `limits` it says how the key stands."""
+        self.status = status
+        if not self.outlet.whole(status, [*headers, *self._headers(limits=limits)], body):
+            await self.outlet.drained()
 
     async def end(self) -> None:
         """The clean end of a stream."""
@@ -119,9 +125,8 @@ class Relay:
         """Before the head a proper status; after it an error chunk and no clean end, which would look like success."""
         error = to_api_error(fault)
         if not self.status:
-            self.status = error.status
-            own = [] if any(name.startswith(b"x-ratelimit-") for name, _ in error.headers) else self.admission.headers
-            await send_error(self.send, error, [*own])
+            told = any(name.startswith(b"x-ratelimit-") for name, _ in error.headers)
+            await self.whole(error.status, [JSON_TYPE, *error.headers], error.body(), limits=not told)
             return
         await self.write(b"data: " + error.body() + b"\n\n")
         # The response is left incomplete, so the server closes the connection instead of ending the body.
@@ -203,7 +208,11 @@ class Relay:
         if self.status:
             return not self.outlet.blocked
         self.status = 200
-        return self.outlet.start(200, [*_STREAM_HEADERS, *self.admission.headers])
+        return self.outlet.start(200, [*_STREAM_HEADERS, *self._headers()])
+
+    def _headers(self, *, limits: bool = True) -> tuple[Header, ...]:
+        name = (b"x-request-id", self.admission.request.encode())
+        return (*self.admission.headers, name) if limits else (name,)
 
     @property
     def used(self) -> Used:

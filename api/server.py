@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 import uvicorn
 
 from api.app import build
-from api.connection import Connection
+from api.connection import protocol
 from api.errors import lacks
 from api.gateway import Gateway
 from api.keys import Scope
@@ -82,7 +82,7 @@ def config(gateway: Gateway) -> uvicorn.Config:
     """How uvicorn runs: httptools and uvloop, no access log (the request log says more), nothing at import."""
     return uvicorn.Config(
         build(gateway),
-        http=Connection,
+        http=protocol(),
         loop="uvloop",
         ws="none",  # its handler would log addresses, and at DEBUG every header
         lifespan="off",

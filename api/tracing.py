@@ -74,6 +74,9 @@ class Parent(NamedTuple):
 class Span(Protocol):
     """One request."""
 
+    recording: bool
+    """Whether what is said of it is kept."""
+
     @property
     def traceparent(self) -> bytes | None:
         """The header to send to the engine, which makes its spans children of this one."""
@@ -107,10 +110,11 @@ class NoTracing:
 
 
 class _NoSpan:
-    __slots__ = ("traceparent",)
+    __slots__ = ("recording", "traceparent")
 
     def __init__(self, traceparent: bytes | None) -> None:
         self.traceparent = traceparent
+        self.recording = False
 
     def set(self, **attributes: Unpack[Attributes]) -> None:
         """Nobody listens."""

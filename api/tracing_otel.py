@@ -59,10 +59,11 @@ class OtelTracer:
 
 
 class _OtelSpan:
-    __slots__ = ("_span", "traceparent")
+    __slots__ = ("_span", "recording", "traceparent")
 
     def __init__(self, span: trace.Span) -> None:
         self._span = span
+        self.recording = True
         context = span.get_span_context()
         self.traceparent: bytes | None = (
             f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}".encode()

@@ -12,8 +12,8 @@ item:   todo ──► completed │ failed
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -65,7 +65,7 @@ class JobStatus(StrEnum):
 
 def new_id(kind: str) -> str:
     """A random id of 128 bits that nobody can guess, such as job_0f…"""
-    return f"{kind}_{secrets.token_hex(16)}"
+    return f"{kind}_{os.urandom(16).hex()}"
 
 
 def is_id(text: str) -> bool:

@@ -58,10 +58,21 @@ def parrot() -> AbstractAsyncContextManager[FakeEngine]:
     return serving(FakeEngine(), Parrot)
 
 
+class Heard(io.TextIOWrapper):
+    """What was written, as text and as bytes."""
+
+    def __init__(self) -> None:
+        self._bytes = io.BytesIO()
+        super().__init__(self._bytes, encoding="utf-8", write_through=True)
+
+    def getvalue(self) -> str:
+        return self._bytes.getvalue().decode()
+
+
 @contextmanager
-def heard(as_json: bool) -> Iterator[io.StringIO]:
+def heard(as_json: bool) -> Iterator[Heard]:
     """All that is logged or printed, with logging as a process of velocity has it."""
-    stream = io.StringIO()
+    stream = Heard()
     root, others = logging.getLogger(), logging.Logger.manager.loggerDict.values()
     handlers, level = root.handlers, root.level
     levels = [(logger, logger.level) for logger in others if isinstance(logger, logging.Logger)]
@@ -91,20 +102,20 @@ async def engine() -> AsyncIterator[FakeEngine]:
 
 
 @pytest.fixture(params=[True, False], ids=["json", "console"])
-def logs(request: pytest.FixtureRequest) -> Iterator[io.StringIO]:
+def logs(request: pytest.FixtureRequest) -> Iterator[Heard]:
     with heard(request.param) as stream:
         yield stream
 
 
 @pytest.fixture
-async def door(settings: ApiSettings, engine: FakeEngine, logs: io.StringIO) -> AsyncIterator[Door]:  # noqa: ARG001
+async def door(settings: ApiSettings, engine: FakeEngine, logs: Heard) -> AsyncIterator[Door]:  # noqa: ARG001
     changed = {"total_timeout": 20.0, "max_job_bytes": 100_000, "docs": True}
     async with front_door(settings.model_copy(update=changed), engine) as running:
         await running.gateway.watch.refresh()
         yield running
 
 
-def require_silence(logs: io.StringIO, door: Door, *secrets: str, events: tuple[str, ...] = ()) -> None:
+def require_silence(logs: Heard, door: Door, *secrets: str, events: tuple[str, ...] = ()) -> None:
     """No mark and no secret came out, although something was written."""
     text, metrics = logs.getvalue(), door.gateway.metrics.render()[0].decode()
     for event in events:
@@ -115,7 +126,7 @@ def require_silence(logs: io.StringIO, door: Door, *secrets: str, events: tuple[
         assert secret not in metrics.lower()
 
 
-async def test_the_mark_would_be_found(door: Door, logs: io.StringIO) -> None:
+async def test_the_mark_would_be_found(door: Door, logs: Heard) -> None:
     for say in (lambda: log.get("x").info("said", what=WORD), lambda: logging.getLogger("x").debug(WORD.upper())):
         require_silence(logs, door)
         before = logs.tell()
@@ -152,7 +163,7 @@ RAW = [b"{" + WORD.encode(), WORD.encode(), b'{"a": "' + WORD.encode() + b'\\ud8
        b'{"model": "tiny", "%s": NaN}' % WORD.encode()]  # fmt: skip
 
 
-async def test_interactive_requests(door: Door, logs: io.StringIO) -> None:
+async def test_interactive_requests(door: Door, logs: Heard) -> None:
     scripts = ("hi", "status 400", "quote 400", "quote 401", "quote 404", "quote 422", "quote 500", "quote 503",
                "babble", "trail", "croak", "die", "sing", "break 2", "trouble 2", "stall 2")  # fmt: skip
     async with door.client() as client:
@@ -178,7 +189,7 @@ async def ask(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> Non
         await client.post(f"{path}?{WORD}={WORD}", json=body)
 
 
-async def test_a_client_that_leaves_in_mid_stream(door: Door, logs: io.StringIO) -> None:
+async def test_a_client_that_leaves_in_mid_stream(door: Door, logs: Heard) -> None:
     async with (
         door.client() as client,
         client.stream("POST", "/v1/chat/completions", json=chat("stall 2", stream=True), headers=HEADERS) as response,
@@ -190,7 +201,7 @@ async def test_a_client_that_leaves_in_mid_stream(door: Door, logs: io.StringIO)
     require_silence(logs, door)
 
 
-async def test_addresses_methods_and_keys(door: Door, logs: io.StringIO) -> None:
+async def test_addresses_methods_and_keys(door: Door, logs: Heard) -> None:
     everything = await door.new_key(scopes=tuple(Scope))
     unknown = new_text()[1]
     keys = [everything, unknown, WORD, f"vk_{WORD}", f"vk_{'0' * 12}_{WORD}_00000000", f"{everything}{WORD}"]
@@ -207,7 +218,7 @@ async def test_addresses_methods_and_keys(door: Door, logs: io.StringIO) -> None
     require_silence(logs, door, everything, unknown, events=("not_found", "invalid_api_key"))
 
 
-async def test_bytes_that_are_no_request(door: Door, logs: io.StringIO) -> None:
+async def test_bytes_that_are_no_request(door: Door, logs: Heard) -> None:
     word = WORD.encode()
     upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
     for data in (
@@ -234,7 +245,7 @@ BAD_JOBS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-async def test_jobs(door: Door, logs: io.StringIO) -> None:
+async def test_jobs(door: Door, logs: Heard) -> None:
     async with door.client() as client:
         client.headers.update(HEADERS)
         for bad in BAD_JOBS:
@@ -251,7 +262,7 @@ async def test_jobs(door: Door, logs: io.StringIO) -> None:
     require_silence(logs, door, events=("job_finished", job, "shard_over"))
 
 
-async def test_keys_and_their_names(door: Door, logs: io.StringIO) -> None:
+async def test_keys_and_their_names(door: Door, logs: Heard) -> None:
     key = await door.new_key(scopes=tuple(Scope))
     async with door.client(key) as client:
         made = (await client.post("/admin/keys", json={"name": WORD, "models": [WORD]})).json()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 from collections.abc import AsyncIterator, Iterator
 from ipaddress import ip_network
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 
 from api.settings import ApiSettings
 from tests.api.conftest import Door, front_door
-from tests.api.test_canaries import BAD_JOBS, EXTRAS, HEADERS, ITEMS, RAW, WORD, heard, parrot, require_silence
+from tests.api.test_canaries import BAD_JOBS, EXTRAS, HEADERS, ITEMS, RAW, WORD, Heard, heard, parrot, require_silence
 from tests.fake_engine import FakeEngine
 from tests.webhook_receiver import answer, receiving
 
@@ -30,13 +29,13 @@ async def engine() -> AsyncIterator[FakeEngine]:
 
 
 @pytest.fixture(params=[True, False], ids=["json", "console"])
-def logs(request: pytest.FixtureRequest) -> Iterator[io.StringIO]:
+def logs(request: pytest.FixtureRequest) -> Iterator[Heard]:
     with heard(request.param) as stream:
         yield stream
 
 
 @pytest.fixture
-async def door(settings: ApiSettings, engine: FakeEngine, logs: io.StringIO) -> AsyncIterator[Door]:  # noqa: ARG001
+async def door(settings: ApiSettings, engine: FakeEngine, logs: Heard) -> AsyncIterator[Door]:  # noqa: ARG001
     changed = {"max_file_bytes": 3_000_000, "webhook_allow": (ip_network("127.0.0.0/8"),)}
     async with front_door(settings.model_copy(update=changed), engine) as running:
         await running.gateway.watch.refresh()
@@ -65,12 +64,12 @@ async def upload(client: httpx.AsyncClient, content: bytes) -> httpx.Response:
     return await client.post("/v1/files", data={"purpose": "batch", WORD: WORD}, files=files)
 
 
-def attempted(logs: io.StringIO) -> bool:
+def attempted(logs: Heard) -> bool:
     """Whether the log says what came of a job's webhook."""
     return "attempts" in logs.getvalue()
 
 
-async def test_jobs_as_lines(door: Door, client: httpx.AsyncClient, logs: io.StringIO) -> None:
+async def test_jobs_as_lines(door: Door, client: httpx.AsyncClient, logs: Heard) -> None:
     head = {"model": "tiny", "name": WORD, "metadata": {WORD: WORD}, "defaults": {WORD: WORD}, "webhook": HOOK}
     named = {**LINES, "idempotency-key": f"a {WORD}"}
     first = await client.post("/jobs", content=jsonl(head, *ITEMS), headers=named)
@@ -94,7 +93,7 @@ async def test_jobs_as_lines(door: Door, client: httpx.AsyncClient, logs: io.Str
     require_silence(logs, door, events=("/jobs",))
 
 
-async def test_what_becomes_of_a_job(door: Door, client: httpx.AsyncClient, logs: io.StringIO) -> None:
+async def test_what_becomes_of_a_job(door: Door, client: httpx.AsyncClient, logs: Heard) -> None:
     body = {"model": "tiny", "name": WORD, "items": ITEMS, "metadata": {WORD: WORD}, "webhook": HOOK}
     job = (await client.post("/jobs", json=body)).json()["id"]
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
@@ -115,7 +114,7 @@ async def test_what_becomes_of_a_job(door: Door, client: httpx.AsyncClient, logs
     require_silence(logs, door, events=("job_finished", job, retried, "shard_over"))
 
 
-async def test_files(door: Door, client: httpx.AsyncClient, logs: io.StringIO) -> None:
+async def test_files(door: Door, client: httpx.AsyncClient, logs: Heard) -> None:
     made = await upload(client, jsonl(line(0), line(1)))
     assert made.status_code == 200, made.text
     file = made.json()["id"]
@@ -141,7 +140,7 @@ async def test_files(door: Door, client: httpx.AsyncClient, logs: io.StringIO) -
     require_silence(logs, door, events=("/v1/files/{file_id}/content",))
 
 
-async def test_batches(door: Door, client: httpx.AsyncClient, logs: io.StringIO) -> None:
+async def test_batches(door: Door, client: httpx.AsyncClient, logs: Heard) -> None:
     scripts = ("hi", "status 400", "quote 400", "babble", "die")
     file = (await upload(client, jsonl(*(line(number, script) for number, script in enumerate(scripts))))).json()["id"]
     asked = {"input_file_id": file, "endpoint": CHAT, "completion_window": "24h", "metadata": {WORD: WORD}}
@@ -167,7 +166,7 @@ async def test_batches(door: Door, client: httpx.AsyncClient, logs: io.StringIO)
     require_silence(logs, door, events=("job_finished", batch["id"]))
 
 
-async def test_webhooks(door: Door, client: httpx.AsyncClient, logs: io.StringIO) -> None:
+async def test_webhooks(door: Door, client: httpx.AsyncClient, logs: Heard) -> None:
     """What a receiver is called, and what it answers, is not for the log either; nor is the secret."""
     secret = (await client.get("/webhooks/secret")).json()["secret"].removeprefix("whsec_")
     for url in (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import io
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -24,7 +23,7 @@ from api.routes import admin, batches, files, jobs, submit, webhooks
 from api.settings import ApiSettings
 from api.usage import UsageFilter
 from tests.api.conftest import Door, front_door
-from tests.api.test_canaries import WORD, chat, heard, parrot, require_silence
+from tests.api.test_canaries import WORD, Heard, chat, heard, parrot, require_silence
 from tests.fake_engine import FakeEngine
 from workers.errors import InputError, NoSuchJob
 from workers.files import Files
@@ -41,13 +40,13 @@ async def engine() -> AsyncIterator[FakeEngine]:
 
 
 @pytest.fixture(params=[True, False], ids=["json", "console"])
-def logs(request: pytest.FixtureRequest) -> Iterator[io.StringIO]:
+def logs(request: pytest.FixtureRequest) -> Iterator[Heard]:
     with heard(request.param) as stream:
         yield stream
 
 
 @pytest.fixture
-async def door(settings: ApiSettings, engine: FakeEngine, logs: io.StringIO) -> AsyncIterator[Door]:  # noqa: ARG001
+async def door(settings: ApiSettings, engine: FakeEngine, logs: Heard) -> AsyncIterator[Door]:  # noqa: ARG001
     async with front_door(settings, engine) as running:
         await running.gateway.watch.refresh()
         yield running
@@ -99,7 +98,7 @@ PLACES: list[tuple[object, str, Any, str]] = [
 ]  # fmt: skip
 
 
-async def test_a_fault_says_where_and_not_what(door: Door, logs: io.StringIO) -> None:
+async def test_a_fault_says_where_and_not_what(door: Door, logs: Heard) -> None:
     key = await door.new_key(scopes=("chat", "jobs", "admin"))
     bodies: dict[str, dict[str, Any]] = {"/jobs": JOB, "/admin/keys": {"name": WORD}}
     for place, name, failing, path in PLACES:
@@ -132,7 +131,7 @@ BULK_PLACES: list[tuple[object, str, Any, str]] = [
 CHAT_LINE = {"custom_id": WORD, "method": "POST", "url": "/v1/chat/completions"}
 
 
-async def test_a_fault_of_bulk_says_where_and_not_what(door: Door, logs: io.StringIO) -> None:
+async def test_a_fault_of_bulk_says_where_and_not_what(door: Door, logs: Heard) -> None:
     """Also where a thread, another process or a task of its own is at it."""
     item = {"messages": [{"role": "user", "content": f"hi {WORD}"}]}
     line = orjson.dumps({**CHAT_LINE, "body": {"model": "tiny", **item}})
@@ -169,7 +168,7 @@ async def test_a_fault_of_bulk_says_where_and_not_what(door: Door, logs: io.Stri
             require_silence(logs, door)
 
 
-async def test_a_fault_in_sending_an_event(door: Door, logs: io.StringIO) -> None:
+async def test_a_fault_in_sending_an_event(door: Door, logs: Heard) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Webhooks, "send", fail_later)
         await ask(door, door.key, "/jobs", {**JOB, "webhook": f"https://{WORD}.invalid/{WORD}"})
@@ -189,7 +188,7 @@ async def ask(door: Door, key: str, path: str, body: dict[str, Any]) -> str:
             return ""
 
 
-async def test_a_background_tasks_fault(door: Door, logs: io.StringIO) -> None:
+async def test_a_background_tasks_fault(door: Door, logs: Heard) -> None:
     """asyncio reports what nobody waited for, and shows objects as Python writes them."""
     task = asyncio.create_task(fail_later(WORD))
     await asyncio.wait({task})
@@ -205,7 +204,7 @@ REFUSALS = [ApiError(404, f"The model {WORD!r} does not exist."), NoSuchJob(f"Th
             InputError(f"items[0].id: {WORD!r} is taken.", WORD)]  # fmt: skip
 
 
-async def test_a_fault_while_a_refusal_is_told(door: Door, logs: io.StringIO) -> None:
+async def test_a_fault_while_a_refusal_is_told(door: Door, logs: Heard) -> None:
     """What is refused is quoted to the client, and then the refusal is what the fault came of: not for the log."""
     for refusal in REFUSALS:
         with pytest.MonkeyPatch.context() as patch:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from api.asgi import Begun, Departure, Message
-from api.outlet import Outlet
+from api.outlet import AsgiOutlet
 
 
 class Client:
@@ -23,8 +23,11 @@ class Client:
         await self.gate.wait()
         self.got.append(message.get("body", message.get("status")))
 
-    def outlet(self) -> Outlet:
-        return Outlet(self.send, self.send)
+    async def receive(self) -> Message:
+        return {"type": "http.disconnect"}
+
+    def outlet(self) -> AsgiOutlet:
+        return AsgiOutlet(self.receive, self.send)
 
 
 async def test_everything_leaves_at_once_for_a_client_that_keeps_up() -> None:
@@ -76,7 +79,7 @@ async def test_a_fault_of_send_is_raised_where_it_shows() -> None:
             await asyncio.sleep(0)
         raise RuntimeError
 
-    outlet = Outlet(broken, broken)
+    outlet = AsgiOutlet(Client().receive, broken)
     with pytest.raises(RuntimeError):
         outlet.write(b"at once")
     assert not outlet.write(b"later")

@@ -36,7 +36,7 @@ def behind(door: Door) -> gate.Gate:
 
 def own_routes(door: Door) -> Iterator[APIRoute]:
     """Every route of the FastAPI application. Anything that is no such route would have escaped these tests."""
-    for route in behind(door)._app.routes:  # type: ignore[attr-defined]
+    for route in behind(door).app.routes:  # type: ignore[attr-defined]
         assert isinstance(route, APIRoute), f"{route} is of a kind that these tests do not know"
         yield route
 
