@@ -48,7 +48,7 @@ class Connection(HttpToolsProtocol):
 
 
 class Wire:
-    """The outlet of one request (api.outlet.Outlet), straight to the transport."""
+    """The outlet of one request (api.outlet.DirectOutlet), straight to the transport."""
 
     __slots__ = ("_connection", "_cycle", "_flow", "_head", "_transport")
 
@@ -60,11 +60,10 @@ class Wire:
         self._head = b""
         """Held for a moment, to leave with the first bytes of the body."""
 
-    @property
-    def body(self) -> bytes | None:
-        """The request's body, if it has come as a whole; it is taken out by that."""
+    def body(self, limit: int) -> bytes | None:
+        """Of DirectOutlet."""
         cycle = self._cycle
-        if cycle.more_body:
+        if cycle.more_body or len(cycle.body) > limit:
             return None
         body, cycle.body = bytes(cycle.body), bytearray()
         return body

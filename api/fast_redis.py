@@ -51,23 +51,21 @@ class FastRedis:
         self._done(operation, began)
         return answer
 
-    def post(self, script: str, *args: Word) -> asyncio.Future[None]:
-        """One script, sent at once if there is a connection, of whose answer nobody wants to know. Never fails."""
-        posted: asyncio.Future[None] = self._loop.create_future()
+    def post(self, script: str, *args: Word) -> asyncio.Future[Any] | None:
+        """One script, sent at once if there is a connection, for whose answer nobody waits. None: it can't be sent."""
         try:
             began = self._begin(script)
         except LedgerUnavailable:
-            posted.set_result(None)
-            return posted
+            return None
 
         def answered(sent: asyncio.Future[Any]) -> None:
             if sent.cancelled() or (error := sent.exception()) is None:
                 self._done(script, began)
             else:
                 self._failed(script, str(error))
-            posted.set_result(None)
 
-        self._pipe.post(self._scripts[script], *args).add_done_callback(answered)
+        posted = self._pipe.post(self._scripts[script], *args)
+        posted.add_done_callback(answered)
         return posted
 
     async def aclose(self) -> None:

@@ -88,9 +88,8 @@ class Key(Terms):
         """Whether it opens anything now."""
         return self.enabled and self.revoked is None and (self.expires is None or time.time() < self.expires)
 
-    def opened_by(self, text: str) -> bool:
-        """Whether `text` is this key; compared in constant time."""
-        hashed = hash_of(text)
+    def opened_by(self, hashed: str) -> bool:
+        """Whether the text with this hash is this key; compared in constant time."""
         if hmac.compare_digest(self.hash, hashed):
             return True
         former = self.former_hash or ""

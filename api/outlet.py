@@ -44,6 +44,13 @@ class Outlet(Protocol):
         """Until everything has left."""
 
 
+class DirectOutlet(Outlet, Protocol):
+    """What a server offers under `EXTENSION`."""
+
+    def body(self, limit: int) -> bytes | None:
+        """The request's body, once, if all of it is there and no larger than `limit`; else it is to be received."""
+
+
 class AsgiOutlet:
     """Over ASGI, of any server. `send` is a coroutine, but one that runs to its end at once unless the client reads too
     slowly: it is run by hand, and left to a task when it has to wait.

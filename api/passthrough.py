@@ -23,7 +23,7 @@ from api.keys import Scope as KeyScope
 from api.limits.leases import Admission, State
 from api.limits.limiter import KeyChanged, Limiter, Used
 from api.metrics import Metrics
-from api.outlet import EXTENSION, AsgiOutlet
+from api.outlet import EXTENSION, AsgiOutlet, DirectOutlet
 from api.relay import Relay
 from api.settings import ApiSettings
 from api.tracing import Span, Tracer
@@ -66,14 +66,17 @@ class Passthrough:
         began = time.monotonic()
         state = scope["state"]
         endpoint = Endpoint(scope["path"])
-        body = await read_body(receive, self._settings.max_body_bytes, self._settings.body_timeout)
+        offered: DirectOutlet | None = scope.get("extensions", {}).get(EXTENSION)
+        body = offered.body(self._settings.max_body_bytes) if offered else None
+        if body is None:
+            body = await read_body(receive, self._settings.max_body_bytes, self._settings.body_timeout)
         span = self._tracer.begin(endpoint.value, state["head"].get(b"traceparent"))
         try:
             request, admission = await self._let_in(scope, endpoint, shape.parse(body), len(body))
         except BaseException:
             span.end("refused")
             raise
-        outlet = scope.get("extensions", {}).get(EXTENSION) or AsgiOutlet(receive, send)
+        outlet = offered or AsgiOutlet(receive, send)
         relay = Relay(outlet, request, admission, self._settings, self._loop, began, self._bulk.requests > 0)
         outcome = "aborted"
         try:

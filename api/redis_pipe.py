@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from hashlib import sha1
 from typing import Any, cast
@@ -61,18 +61,20 @@ class RedisPipe:
 
     async def call(self, *command: Word) -> Any:
         """One command's answer. Raises LedgerUnavailable, and LedgerFull when Redis has no memory left."""
-        wire = self._ready() or await self._connected()
-        return await wire.ask(command)
+        return await (self._ready() or await self._connected()).ask(command)
 
-    async def run(self, script: Script, *args: Word) -> Any:
+    def run(self, script: Script, *args: Word) -> Awaitable[Any]:
         """A script's answer; it names no keys. Raises as `call` does."""
-        wire = self._ready() or await self._connected()
-        return await wire.run(script, args)
+        wire = self._ready()
+        return wire.run(script, args) if wire else self._run(script, args)
 
     def post(self, script: Script, *args: Word) -> asyncio.Future[Any]:
         """As `run`, for what nobody waits for: it leaves before whatever is asked next, or in a moment."""
         wire = self._ready()
-        return wire.run(script, args, soon=True) if wire else asyncio.ensure_future(self.run(script, *args))
+        return wire.run(script, args, soon=True) if wire else asyncio.ensure_future(self._run(script, args))
+
+    async def _run(self, script: Script, args: tuple[Word, ...]) -> Any:
+        return await (await self._connected()).run(script, args)
 
     async def aclose(self) -> None:
         """Drop the connection; what is still waited for fails."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import orjson
@@ -16,17 +16,8 @@ MAX_STOP_CHARACTERS = 1024
 MAX_TOOLS = 256
 MAX_PROMPTS = 64
 MAX_LOGPROBS = 20
-_BINDING = (
-    "response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "text",
-    "structural_tag",
-)  # fmt: skip
-"""Fields that bind an answer to a schema, a pattern or a grammar, which the engine has to compile."""
-_MEDIA = ("image_url", "audio_url", "video_url", "file_url")
+_MEDIA = frozenset({"image_url", "audio_url", "video_url", "file_url"})
 _MEDIUM_TOKENS = 1000
-_COUNTS = ("n", "best_of")
-_LOGPROBS = ("logprobs", "top_logprobs", "prompt_logprobs")
-_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-_WHOLE = (*_COUNTS, *_LOGPROBS, *_LIMITS)
 
 
 def check_depth(content: object) -> None:
@@ -46,23 +37,10 @@ def _inside(outer: object) -> Iterator[object]:
 
 def check_caps(content: dict[str, Any], settings: ApiSettings) -> None:
     """Raises ApiError 400 that names the field which asks for too much."""
-    for name in _WHOLE:
-        if name in content and _reads_as_whole(content[name]):
-            raise ApiError(400, f"'{name}' must be a whole number.", param=name)
-    for name in _COUNTS:
-        if name in content:
-            _at_most(name, content[name], settings.max_n)
-    for name in _LOGPROBS:
-        if name in content:
-            _at_most(name, content[name], MAX_LOGPROBS)
-    for name in _BINDING:
-        if name in content and len(orjson.dumps(content[name])) > settings.max_schema_bytes:
-            raise _too_much(name, f"at most {settings.max_schema_bytes:,} bytes (VELOCITY_MAX_SCHEMA_BYTES)")
-    _check_stops(content.get("stop"))
-    _check_tools(content.get("tools"), settings.max_tool_bytes)
-    prompts = content.get("prompt")
-    if isinstance(prompts, list) and len(prompts) > MAX_PROMPTS and not isinstance(prompts[0], int):
-        raise _too_much("prompt", f"at most {MAX_PROMPTS} prompts; send a job to /jobs instead")
+    for name, value in content.items():
+        check = _CHECKS.get(name)
+        if check is not None:
+            check(name, value, settings)
 
 
 def check_reach(content: dict[str, Any]) -> None:
@@ -84,43 +62,73 @@ def input_tokens(content: dict[str, Any], length: int) -> int:
     return max(0, length - sum(media)) // 4 + 1 + len(media) * _MEDIUM_TOKENS
 
 
-def _media(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _media(content: dict[str, Any]) -> list[tuple[str, str]]:
     """The name and the address of each image, sound or video."""
-    for part in _parts(content):
-        for name in _MEDIA:
-            media = part.get(name)
-            url = media.get("url") if isinstance(media, dict) else media
-            if isinstance(url, str):
-                yield name, url
-
-
-def _parts(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every part of every message."""
-    for name in ("messages", "input"):
-        messages = content.get(name)
+    found: list[tuple[str, str]] = []
+    for field in ("messages", "input"):
+        messages = content.get(field)
         for message in messages if isinstance(messages, list) else ():
             if isinstance(message, dict):
-                yield message
-                inner = message.get("content")
-                yield from (part for part in (inner if isinstance(inner, list) else ()) if isinstance(part, dict))
+                _media_of(message, found)
+                parts = message.get("content")
+                for part in parts if isinstance(parts, list) else ():
+                    if isinstance(part, dict):
+                        _media_of(part, found)
+    return found
 
 
-def _check_stops(stops: object) -> None:
+def _media_of(part: dict[str, Any], found: list[tuple[str, str]]) -> None:
+    if _MEDIA.isdisjoint(part):
+        return
+    for name in sorted(_MEDIA.intersection(part)):
+        media = part[name]
+        url = media.get("url") if isinstance(media, dict) else media
+        if isinstance(url, str):
+            found.append((name, url))
+
+
+def _check_count(name: str, value: object, settings: ApiSettings) -> None:
+    _check_whole(name, value, settings)
+    _at_most(name, value, settings.max_n)
+
+
+def _check_logprobs(name: str, value: object, settings: ApiSettings) -> None:
+    _check_whole(name, value, settings)
+    _at_most(name, value, MAX_LOGPROBS)
+
+
+def _check_whole(name: str, value: object, _: ApiSettings) -> None:
+    if _reads_as_whole(value):
+        raise ApiError(400, f"'{name}' must be a whole number.", param=name)
+
+
+def _check_binding(name: str, value: object, settings: ApiSettings) -> None:
+    if len(orjson.dumps(value)) > settings.max_schema_bytes:
+        raise _too_much(name, f"at most {settings.max_schema_bytes:,} bytes (VELOCITY_MAX_SCHEMA_BYTES)")
+
+
+def _check_stops(name: str, stops: object, _: ApiSettings) -> None:
     stops = [stops] if isinstance(stops, str) else stops
     if isinstance(stops, list) and (
         len(stops) > MAX_STOPS or any(isinstance(stop, str) and len(stop) > MAX_STOP_CHARACTERS for stop in stops)
     ):
-        raise _too_much("stop", f"at most {MAX_STOPS} texts of {MAX_STOP_CHARACTERS} characters")
+        raise _too_much(name, f"at most {MAX_STOPS} texts of {MAX_STOP_CHARACTERS} characters")
 
 
-def _check_tools(tools: object, most_bytes: int) -> None:
+def _check_tools(name: str, tools: object, settings: ApiSettings) -> None:
     if not isinstance(tools, list):
         return
     if len(tools) > MAX_TOOLS:
-        raise _too_much("tools", f"at most {MAX_TOOLS} tools")
+        raise _too_much(name, f"at most {MAX_TOOLS} tools")
+    most = settings.max_tool_bytes
     for index, tool in enumerate(tools):
-        if len(orjson.dumps(tool)) > most_bytes:
-            raise _too_much(f"tools[{index}]", f"at most {most_bytes:,} bytes a tool (VELOCITY_MAX_TOOL_BYTES)")
+        if len(orjson.dumps(tool)) > most:
+            raise _too_much(f"{name}[{index}]", f"at most {most:,} bytes a tool (VELOCITY_MAX_TOOL_BYTES)")
+
+
+def _check_prompts(name: str, prompts: object, _: ApiSettings) -> None:
+    if isinstance(prompts, list) and len(prompts) > MAX_PROMPTS and not isinstance(prompts[0], int):
+        raise _too_much(name, f"at most {MAX_PROMPTS} prompts; send a job to /jobs instead")
 
 
 def _reads_as_whole(value: object) -> bool:
@@ -138,3 +146,15 @@ def _at_most(name: str, value: object, most: int) -> None:
 
 def _too_much(name: str, allowed: str) -> ApiError:
     return ApiError(400, f"'{name}' asks for too much: {allowed}.", param=name, code="value_too_large")
+
+
+# Those at the end bind an answer to a schema, a pattern or a grammar, which the engine has to compile.
+_CHECKS: dict[str, Callable[[str, object, ApiSettings], None]] = {
+    "n": _check_count, "best_of": _check_count, "logprobs": _check_logprobs, "top_logprobs": _check_logprobs,
+    "prompt_logprobs": _check_logprobs, "max_tokens": _check_whole, "max_completion_tokens": _check_whole,
+    "max_output_tokens": _check_whole, "stop": _check_stops, "tools": _check_tools, "prompt": _check_prompts,
+    **dict.fromkeys(
+        ("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+         "text", "structural_tag"), _check_binding,
+    ),
+}  # fmt: skip

@@ -9,7 +9,7 @@ import orjson
 
 from api.errors import ApiError
 from api.keys import Key
-from api.request_caps import check_caps, check_depth, check_reach, input_tokens
+from api.request_caps import MAX_DEPTH, check_caps, check_depth, check_reach, input_tokens
 from api.settings import ApiSettings
 from engine.client import Endpoint, Model
 
@@ -55,7 +55,8 @@ def parse(body: bytes) -> dict[str, Any]:
         raise ApiError(400, f"The request body is not valid JSON: {error}.", code="invalid_json") from None
     if not isinstance(content, dict):
         raise ApiError(400, "The request body must be a JSON object.", code="invalid_json")
-    check_depth(content)
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH:  # with fewer there is no such depth
+        check_depth(content)
     return content
 
 
@@ -128,8 +129,10 @@ def _count(value: object) -> int:
 def _limit_field(endpoint: Endpoint, content: dict[str, Any]) -> str | None:
     """The field that limits the output: the one that the request has, or that it gets."""
     fields = _LIMIT_FIELDS[endpoint]
-    given = next((field for field in fields if content.get(field) is not None), None)
-    if given is None and fields:
+    for field in fields:
+        if content.get(field) is not None:
+            return field
+    if fields:
         content.pop(fields[-1], None)  # a null is no limit
         return fields[-1]
-    return given
+    return None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -66,11 +66,16 @@ class EngineModels:
     """The engine's models, by every name that it answers to."""
 
     models: tuple[Model, ...]
+    _true: dict[str, Model] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        by_root: dict[str, Model] = {}
+        for model in self.models:
+            self._true.setdefault(model.id, by_root.setdefault(model.root, model))
 
     def find(self, name: str) -> Model | None:
         """The true model behind a name or an alias; None if the engine has no such model."""
-        asked = next((model for model in self.models if model.id == name), None)
-        return asked and next(model for model in self.models if model.root == asked.root)
+        return self._true.get(name)
 
 
 class EngineClient:
@@ -93,6 +98,8 @@ class EngineClient:
         if api_key:
             common += f"authorization: Bearer {api_key}\r\n"
         self._common = common.encode()
+        self._heads: dict[str, bytes] = {}
+        """How a request to a path begins; each of the paths has one method."""
         self._idle: list[EngineConnection] = []
 
     @classmethod
@@ -130,11 +137,11 @@ class EngineClient:
         finally:
             self.end(connection)
 
-    async def begin(
+    def begin(
         self, endpoint: Endpoint, body: bytes, request_id: str | None = None, traceparent: bytes | None = None
-    ) -> EngineConnection:
+    ) -> Awaitable[EngineConnection]:
         """The same without a context manager: whoever gets the connection owes it to `end`."""
-        return await self._sent(self._request("POST", endpoint, len(body), request_id, traceparent), body)
+        return self._sent(self._request("POST", endpoint, len(body), request_id, traceparent), body)
 
     def end(self, connection: EngineConnection) -> None:
         """Take the connection back, or close it if its answer was not read to the end."""
@@ -200,7 +207,9 @@ class EngineClient:
     def _request(
         self, method: str, path: str, length: int, request_id: str | None, traceparent: bytes | None = None
     ) -> bytes:
-        head = f"{method} {self._prefix}{path} HTTP/1.1\r\n".encode() + self._common
+        head = self._heads.get(path)
+        if head is None:
+            head = self._heads[path] = f"{method} {self._prefix}{path} HTTP/1.1\r\n".encode() + self._common
         if method == "POST":
             head += b"content-type: application/json\r\ncontent-length: %d\r\n" % length
         if request_id:

@@ -21,19 +21,17 @@ HIGH_WATER = 256 * 1024
 _COPIED_MOST = 16 * 1024
 """Bytes of a body up to which it is copied behind its head, so that both leave in one packet."""
 
-Header = tuple[bytes, bytes]
-
 
 @dataclass(slots=True)
 class Head:
-    """Status line and headers of an answer; header names in lower case."""
+    """Status line and headers of an answer: of each (lower-case) name the first."""
 
     status: int
-    headers: list[Header] = field(default_factory=list)
+    headers: dict[bytes, bytes] = field(default_factory=dict)
 
     def get(self, name: bytes) -> bytes | None:
-        """The first header of that (lower-case) name."""
-        return next((value for key, value in self.headers if key == name), None)
+        """A header's value."""
+        return self.headers.get(name)
 
 
 class EngineConnection(asyncio.Protocol):
@@ -178,7 +176,7 @@ class EngineConnection(asyncio.Protocol):
     # --- httptools callbacks
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._head.headers.append((name.lower(), value))
+        self._head.headers.setdefault(name.lower(), value)
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()

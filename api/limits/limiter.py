@@ -8,6 +8,8 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from api.errors import ApiError, Header
 from api.fast_redis import FastRedis
@@ -67,7 +69,7 @@ class Limiter:
         """Whether Redis may not know of a request that runs here: it is told of all before it hears from us again."""
         self._processes = 1
         self._name = secrets.token_hex(8)
-        self._settling: set[asyncio.Future[None]] = set()
+        self._settling: set[asyncio.Future[Any]] = set()
         reservation = settings.total_timeout + settings.queue_wait + 60
         self._reservation_ms = int(reservation * 1000)
         metrics.observe_gauges(lambda: self._book.leased, lambda: self._book.waiting)
@@ -190,10 +192,13 @@ class Limiter:
             "settle", admission.request, admission.key.id, tokens, int(not used.ran), used.input, used.output,
             int(used.refused),
         )  # fmt: skip
+        if settling is None:
+            self._lines.next(admission.key.id)
+            return
         self._settling.add(settling)
-        settling.add_done_callback(lambda _: self._settled_one(settling, admission.key.id))
+        settling.add_done_callback(partial(self._settled_one, admission.key.id))
 
-    def _settled_one(self, settling: asyncio.Future[None], key_id: str) -> None:
+    def _settled_one(self, key_id: str, settling: asyncio.Future[Any]) -> None:
         self._settling.discard(settling)
         self._lines.next(key_id)
 

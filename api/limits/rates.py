@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 from api.errors import Header
@@ -24,15 +25,21 @@ class Rates:
     concurrency: int = 0
     """Requests at the same time."""
 
-    @classmethod
-    def of(cls, key: Key) -> Self:
+    @staticmethod
+    def of(key: Key) -> Rates:
         """A key's."""
-        return cls(key.rpm or 0, key.burst or key.rpm or 0, key.tpm or 0, key.concurrency or 0)
+        return _rates(key.rpm or 0, key.burst or key.rpm or 0, key.tpm or 0, key.concurrency or 0)
 
     @property
     def args(self) -> tuple[int, int, int, int]:
         """As the scripts take them."""
         return self.rpm, self.burst, self.tpm, self.concurrency
+
+
+@lru_cache(maxsize=1000)
+def _rates(rpm: int, burst: int, tpm: int, concurrency: int) -> Rates:
+    """Of requests with the same rates there are many."""
+    return Rates(rpm, burst, tpm, concurrency)
 
 
 @dataclass(slots=True)
@@ -47,22 +54,25 @@ class Standing:
     @classmethod
     def of(cls, values: Iterable[bytes | int]) -> Self:
         """From a script's answer."""
-        return cls(*(int(value) for value in values))
+        return cls(*map(int, values))
 
     def headers(self, rates: Rates) -> tuple[Header, ...]:
         """OpenAI's x-ratelimit-…, for the limits that there are."""
-        headers: list[Header] = []
-        for name, limit, left, reset in (
-            (b"requests", rates.rpm and rates.burst, self.requests, self.requests_reset),
-            (b"tokens", rates.tpm, self.tokens, self.tokens_reset),
-        ):
-            if limit:
-                headers += [
-                    (b"x-ratelimit-limit-" + name, b"%d" % limit),
-                    (b"x-ratelimit-remaining-" + name, b"%d" % left),
-                    (b"x-ratelimit-reset-" + name, duration(reset / 1e6).encode()),
-                ]
-        return tuple(headers)
+        requests: tuple[Header, ...] = ()
+        tokens: tuple[Header, ...] = ()
+        if rates.rpm and rates.burst:
+            requests = (
+                (b"x-ratelimit-limit-requests", b"%d" % rates.burst),
+                (b"x-ratelimit-remaining-requests", b"%d" % self.requests),
+                (b"x-ratelimit-reset-requests", duration(self.requests_reset / 1e6).encode()),
+            )
+        if rates.tpm:
+            tokens = (
+                (b"x-ratelimit-limit-tokens", b"%d" % rates.tpm),
+                (b"x-ratelimit-remaining-tokens", b"%d" % self.tokens),
+                (b"x-ratelimit-reset-tokens", duration(self.tokens_reset / 1e6).encode()),
+            )
+        return requests + tokens
 
 
 def duration(seconds: float) -> str:
