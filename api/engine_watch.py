@@ -112,7 +112,7 @@ class EngineWatch:
             raise ApiError(
                 404, f"The model {name!r} does not exist. There is: {known}.", code="model_not_found", param="model"
             )
-        if not key.may_use(name, _bare(name), found.id):
+        if key.models is not None and not key.may_use(name, _bare(name), found.id):
             raise ApiError(
                 403, f"This API key may not use the model {name!r}.", code="model_not_allowed", param="model"
             )

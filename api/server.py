@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import uvicorn
 
@@ -52,12 +53,22 @@ async def serve(settings: ApiSettings) -> None:
     """Serve until SIGINT or SIGTERM. Raises StartError if the port can't be used."""
     if settings.open:
         logger.warning("open_mode", meaning="Anyone who can reach this address can use it: no keys are checked.")
-    gc.freeze()  # what lives as long as the process need not be looked through again and again
-    gc.set_threshold(_GARBAGE, 10, 10)
+    _tidy_up()
     with listen(settings.host, settings.port, "the api") as bound:
         async with Gateway.opened(settings) as gateway, _metrics(gateway):
             logger.info("api_listening", host=settings.host, port=bound.getsockname()[1])
             await Server(config(gateway)).serve(sockets=[bound])
+
+
+def _tidy_up() -> None:
+    """After the imports: what lives as long as the process is not looked through again and again, and the memory that
+    they took for a moment goes back.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GARBAGE, 10, 10)
+    with suppress(OSError, AttributeError):  # glibc's alone has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @asynccontextmanager
