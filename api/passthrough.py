@@ -35,6 +35,7 @@ from engine.errors import EngineTimeout, VelocityError
 _LAST_WORDS = 5.0
 """Seconds that an error message may take to leave."""
 
+_ENDPOINTS = {endpoint.value: endpoint for endpoint in Endpoint}
 _OPERATIONS = {
     Endpoint.CHAT: "chat",
     Endpoint.COMPLETIONS: "text_completion",
@@ -65,12 +66,12 @@ class Passthrough:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.monotonic()
         state = scope["state"]
-        endpoint = Endpoint(scope["path"])
+        endpoint = _ENDPOINTS[scope["path"]]
         offered: DirectOutlet | None = scope.get("extensions", {}).get(EXTENSION)
         body = offered.body(self._settings.max_body_bytes) if offered else None
         if body is None:
             body = await read_body(receive, self._settings.max_body_bytes, self._settings.body_timeout)
-        span = self._tracer.begin(endpoint.value, state["head"].get(b"traceparent"))
+        span = self._tracer.begin(scope["path"], state["head"].get(b"traceparent"))
         try:
             request, admission = await self._let_in(scope, endpoint, shape.parse(body), len(body))
         except BaseException:

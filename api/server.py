@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import gc
 import signal
+import typing
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 
@@ -53,17 +54,19 @@ async def serve(settings: ApiSettings) -> None:
     """Serve until SIGINT or SIGTERM. Raises StartError if the port can't be used."""
     if settings.open:
         logger.warning("open_mode", meaning="Anyone who can reach this address can use it: no keys are checked.")
-    _tidy_up()
     with listen(settings.host, settings.port, "the api") as bound:
         async with Gateway.opened(settings) as gateway, _metrics(gateway):
+            server = Server(config(gateway))
+            _tidy_up()
             logger.info("api_listening", host=settings.host, port=bound.getsockname()[1])
-            await Server(config(gateway)).serve(sockets=[bound])
+            await server.serve(sockets=[bound])
 
 
 def _tidy_up() -> None:
-    """After the imports: what lives as long as the process is not looked through again and again, and the memory that
-    they took for a moment goes back.
+    """After the start: what lives as long as the process is not looked through again and again, and the memory that
+    was needed for a moment goes back.
     """
+    typing.clear_overloads()
     gc.collect()
     gc.freeze()
     gc.set_threshold(_GARBAGE, 10, 10)
