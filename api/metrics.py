@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Gauge, Info, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from api.counting import Count, Spread
@@ -120,7 +121,7 @@ class Gaps:
         return self._last - self._first
 
 
-class Metrics:
+class Metrics(Collector):
     """The metrics of one process, in a registry of their own. Belongs to the event loop's thread."""
 
     def __init__(self) -> None:
@@ -231,13 +232,22 @@ class Metrics:
         """A limit was decided without Redis."""
         self._local.add("admitted" if admitted else "refused")
 
+    def collect(self) -> Iterable[Metric]:
+        """For prometheus_client."""
+        return self._registry.collect()
+
     def render(self, accept: str | None = None) -> tuple[bytes, str]:
         """All of it as text in the format that an Accept header asks for, and its content type."""
-        try:
-            encode, content_type = choose_encoder(accept or "")
-        except TypeError:  # prometheus_client stumbles over a version that is no number
-            encode, content_type = choose_encoder("")
-        return encode(self._registry), content_type
+        return rendered(self, accept)
+
+
+def rendered(collector: Collector, accept: str | None = None) -> tuple[bytes, str]:
+    """What it collects as text in the format that an Accept header asks for, and its content type."""
+    try:
+        encode, content_type = choose_encoder(accept or "")
+    except TypeError:  # prometheus_client stumbles over a version that is no number
+        encode, content_type = choose_encoder("")
+    return encode(collector), content_type
 
 
 def _is(wanted: Protection, current: Callable[[], Protection | None]) -> bool:

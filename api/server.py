@@ -9,6 +9,8 @@ import signal
 import typing
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from socket import socket
 
 import uvicorn
 
@@ -16,8 +18,9 @@ from api.app import build
 from api.connection import protocol
 from api.errors import lacks
 from api.gateway import Gateway
+from api.key_store import Keys
 from api.keys import Scope
-from api.metrics_server import serve_metrics
+from api.metrics_server import Authenticate, serve_metrics, serve_metrics_on
 from api.settings import ApiSettings
 from engine import log
 from engine.ports import listen
@@ -52,14 +55,19 @@ class Server(uvicorn.Server):
 
 async def serve(settings: ApiSettings) -> None:
     """Serve until SIGINT or SIGTERM. Raises StartError if the port can't be used."""
+    with listen(settings.host, settings.port, "the api") as bound:
+        await serve_on(bound, settings)
+
+
+async def serve_on(bound: socket, settings: ApiSettings, metrics_path: Path | None = None) -> None:
+    """Serve on this socket until SIGINT or SIGTERM, and the metrics on their port, or on a unix socket at that path."""
     if settings.open:
         logger.warning("open_mode", meaning="Anyone who can reach this address can use it: no keys are checked.")
-    with listen(settings.host, settings.port, "the api") as bound:
-        async with Gateway.opened(settings) as gateway, _metrics(gateway):
-            server = Server(config(gateway))
-            _tidy_up()
-            logger.info("api_listening", host=settings.host, port=bound.getsockname()[1])
-            await server.serve(sockets=[bound])
+    async with Gateway.opened(settings) as gateway, _metrics(gateway, metrics_path):
+        server = Server(config(gateway))
+        _tidy_up()
+        logger.info("api_listening", host=settings.host, port=bound.getsockname()[1])
+        await server.serve(sockets=[bound])
 
 
 def _tidy_up() -> None:
@@ -75,21 +83,29 @@ def _tidy_up() -> None:
 
 
 @asynccontextmanager
-async def _metrics(gateway: Gateway) -> AsyncIterator[None]:
-    """The metrics on their own port, if they have one."""
+async def _metrics(gateway: Gateway, path: Path | None) -> AsyncIterator[None]:
+    """The metrics on a unix socket, or on their own port if they have one."""
     settings = gateway.settings
-    if settings.metrics_port is None:
+    if path is not None:
+        async with serve_metrics_on(path, gateway.metrics):
+            yield
+    elif settings.metrics_port is not None:
+        scraper = may_scrape(gateway.keys)
+        async with serve_metrics(gateway.metrics, settings.metrics_host, settings.metrics_port, scraper):
+            yield
+    else:
         yield
-        return
 
-    async def scraper(authorization: bytes | None) -> None:
-        key = await gateway.keys.authenticate(authorization, without_redis=True)
+
+def may_scrape(keys: Keys) -> Authenticate:
+    """Lets holders of a key with the scope `metrics` pass."""
+
+    async def authenticate(authorization: bytes | None) -> None:
+        key = await keys.authenticate(authorization, without_redis=True)
         if not key.may(Scope.METRICS):
             raise lacks(Scope.METRICS)
 
-    async with serve_metrics(gateway.metrics, settings.metrics_host, settings.metrics_port, scraper) as port:
-        logger.info("metrics_listening", host=settings.metrics_host, port=port)
-        yield
+    return authenticate
 
 
 def config(gateway: Gateway) -> uvicorn.Config:

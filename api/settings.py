@@ -19,6 +19,8 @@ class ApiSettings(WorkerSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8001, ge=0, le=65535)
+    api_workers: int = Field(default=1, ge=1, le=256)
+    """Processes that share the port; more than one are started and watched over by a parent, which serves nothing."""
     open: bool = False
     """Serve without keys, to anyone who can connect. Only for a private machine."""
     open_public: bool = False

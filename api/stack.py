@@ -156,10 +156,11 @@ class Stack:
             )  # fmt: skip
 
         stop_worker = settings.drain_seconds + 10
+        stop_api = settings.shutdown_seconds + (5 if settings.api_workers == 1 else 10)  # a parent waits for its own
         specs = [
             spec("worker", ["worker"], self._worker_ready, 60, stop_worker, None),
             spec("quarantine", ["worker", "--lane", "quarantine"], self._worker_ready, 60, stop_worker, None),
-            spec("api", ["api"], self._api_ready, 60, settings.shutdown_seconds + 5, None),
+            spec("api", ["api"], self._api_ready, 60, stop_api, None),
         ]
         if self._own_engine:
             engine = spec(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine import log
-from engine.errors import StartError
+from engine.errors import StartError, VelocityError
 
 _RESTART_WINDOW = 600.0
 _BACKOFF_FIRST = 1.0
@@ -32,7 +32,8 @@ class ChildSpec:
     """What to start and when it counts as up.
 
     `stop_seconds` is the time between SIGTERM and SIGKILL (to the whole process group); `restarts` within ten minutes
-    are allowed before the supervisor gives up. `line` gets every line of output; `log_file` gets it too.
+    are allowed before the supervisor gives up. `line` gets every line of output; `log_file` gets it too. It inherits
+    the file `descriptors`.
     """
 
     name: str
@@ -46,6 +47,11 @@ class ChildSpec:
     line: Callable[[str], None] | None = None
     tell: Callable[[str], None] | None = None
     """Gets a sentence for people when it dies and when it is back; without it, the log gets an event."""
+    descriptors: Sequence[int] = ()
+    own_output: bool = True
+    """Without, it writes to where this process writes, also when this process has gone; then there are no lines."""
+    fault: Callable[[], VelocityError | None] | None = None
+    """Asked when it ended while starting; what it returns is raised, since no restart would mend it."""
 
 
 class Child:
@@ -65,21 +71,28 @@ class Child:
         return self._process.pid if self._process and self._process.returncode is None else None
 
     async def start(self) -> None:
-        """Start it and wait until it is ready. Raises StartError with the end of its output if it isn't in time."""
+        """Start it and wait until it is ready.
+
+        Raises StartError with the end of its output if it isn't in time, or the fault that the spec knows of.
+        """
         self._process = await asyncio.create_subprocess_exec(
             *_bound_to_parent(self.spec.command),
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
+            stdout=asyncio.subprocess.PIPE if self.spec.own_output else None,
+            stderr=asyncio.subprocess.STDOUT if self.spec.own_output else None,
+            pass_fds=self.spec.descriptors,
             env={**os.environ, **self.spec.env},
             start_new_session=True,
             limit=1 << 20,
         )
-        self._forwarder = asyncio.create_task(self._forward(self._process))
+        self._forwarder = asyncio.create_task(self._forward(self._process)) if self.spec.own_output else None
         started = time.monotonic()
         while not await self.spec.ready():
             if self._process.returncode is not None:
-                await self._forwarder
+                if self._forwarder is not None:
+                    await self._forwarder
+                if self.spec.fault and (fault := self.spec.fault()):
+                    raise fault
                 raise StartError(self._reason(f"ended with {_ending(self._process.returncode)} while starting"))
             if time.monotonic() - started > self.spec.start_seconds:
                 await self.stop()
@@ -87,7 +100,10 @@ class Child:
             await asyncio.sleep(0.2)
 
     async def supervise(self) -> None:
-        """Restart it, with growing pauses, whenever it dies. Raises StartError when it dies too often."""
+        """Restart it, with growing pauses, whenever it dies.
+
+        Raises StartError when it dies too often, or the fault that the spec knows of.
+        """
         while True:
             assert self._process is not None  # noqa: S101 - start() came first
             code = await _exit_code(self._process)

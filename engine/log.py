@@ -30,8 +30,8 @@ class _DropExpected(logging.Filter):
         return record.getMessage() not in _EXPECTED
 
 
-def configure(settings: EngineSettings, process: str) -> None:
-    """Route structlog and the standard library's loggers through one renderer; every line names its process."""
+def configure(settings: EngineSettings, process: str, **more: object) -> None:
+    """Route structlog and the standard library's loggers through one renderer; every line has process and `more`."""
     as_json = settings.log_json if settings.log_json is not None else not sys.stderr.isatty()
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -66,7 +66,7 @@ def configure(settings: EngineSettings, process: str) -> None:
             wrapper_class=structlog.stdlib.BoundLogger,
             cache_logger_on_first_use=True,
         )
-    structlog.contextvars.bind_contextvars(process=process)
+    structlog.contextvars.bind_contextvars(process=process, **more)
 
 
 def _line(process: str, _: object, level: str, event: structlog.typing.EventDict) -> bytes:

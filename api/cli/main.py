@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 import uvloop
 
+from api import processes
 from api.cli import bench, chat, demo, engine, jobs, keys, up, usage, webhooks
 from api.cli.terminal import errors_for_people, load_settings
+from api.processes import Place
 from api.server import serve
 from engine import log
 from workers import process
@@ -37,12 +40,20 @@ class Lane(StrEnum):
 
 
 @app.command()
-def api() -> None:
-    """Run one api process, configured by VELOCITY_… variables."""
+def api(
+    worker: Annotated[int | None, typer.Option(hidden=True, help="Which of several processes this is.")] = None,
+    listener: Annotated[int, typer.Option(hidden=True, help="The descriptor of the socket that it serves.")] = -1,
+    directory: Annotated[Path, typer.Option(hidden=True, help="What it shares with its parent.")] = Path(),
+) -> None:
+    """Run the api, in as many processes as VELOCITY_API_WORKERS says, configured by VELOCITY_… variables."""
     with errors_for_people():
         settings = load_settings()
-        log.configure(settings, "api")
-        uvloop.run(serve(settings))
+        if worker is not None:
+            log.configure(settings, "api", worker=worker)
+            processes.work(settings, Place(worker, listener, directory))
+        else:
+            log.configure(settings, "api")
+            uvloop.run(processes.serve(settings) if settings.api_workers > 1 else serve(settings))
 
 
 @app.command()
