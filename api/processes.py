@@ -117,17 +117,12 @@ def _worker(settings: ApiSettings, place: Place) -> Child:
 
 
 async def _run(workers: Sequence[Child], bound: socket) -> None:
-    """Until it is cancelled, or one is beyond rescue. The first starts alone: what it finds wrong is said once."""
-    tasks: list[asyncio.Task[None]] = []
+    """Until it is cancelled, or one is beyond rescue."""
+    tasks = [asyncio.create_task(_keep(worker)) for worker in workers]
     try:
-        await workers[0].start()
-        tasks += [
-            asyncio.create_task(workers[0].supervise()),
-            *(asyncio.create_task(_keep(one)) for one in workers[1:]),
-        ]
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
-            logger.error("api_ending", reason=str(task.exception()))  # when what runs has ended
+            logger.error("api_ending", reason=str(task.exception()))  # said once more when what runs has ended
             task.result()
     finally:
         bound.close()  # or the kernel would take connections in that nobody accepts

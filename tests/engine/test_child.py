@@ -12,7 +12,7 @@ import pytest
 
 from engine import child as child_module
 from engine.child import Child, ChildSpec
-from engine.errors import StartError
+from engine.errors import SettingsError, StartError
 
 
 def spec(code: str, flag: Path, **options: object) -> ChildSpec:
@@ -112,3 +112,35 @@ async def test_what_a_child_started_ends_with_it(tmp_path: Path) -> None:
     async with asyncio.timeout(5):
         while Path(f"/proc/{grandchild}/stat").exists():
             await asyncio.sleep(0.05)
+
+
+async def test_what_no_restart_mends_is_raised_and_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child_module, "_BACKOFF_FIRST", 0.01)
+    said = tmp_path / "fault"
+
+    def fault() -> SettingsError | None:
+        return SettingsError(said.read_text()) if said.exists() else None
+
+    up = f"said = pathlib.Path({str(said)!r}); said.exists() and sys.exit(3); flag.touch(); time.sleep(1)"
+    child = Child(
+        spec(f"{up}; flag.unlink(); said.write_text('it is broken'); sys.exit(9)", tmp_path / "up", fault=fault)
+    )
+    await child.start()
+    with pytest.raises(SettingsError, match="it is broken"):
+        async with asyncio.timeout(30):
+            await child.supervise()
+    assert child.restarts == 1
+
+
+async def test_a_child_without_output_of_its_own_inherits_ours_and_descriptors(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with (tmp_path / "file").open("w") as file:
+        code = f"os.write({file.fileno()}, b'written'); print('hello', flush=True); " + STAYS
+        child = Child(spec(code, tmp_path / "up", own_output=False, descriptors=(file.fileno(),)))
+        await child.start()
+        await child.stop()
+    assert (tmp_path / "file").read_text() == "written"
+    assert capfd.readouterr().out == "hello\n"
