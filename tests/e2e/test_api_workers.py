@@ -191,6 +191,7 @@ async def test_who_dies_comes_back_and_stays_in_the_sums(engine: FakeEngine, cle
         async def watch() -> None:
             while True:
                 seen.append(await api.metrics())
+                await asyncio.sleep(0.05)
 
         async def send(count: int) -> None:
             statuses = await asyncio.gather(*(client.post(CHAT, json=chat("tokens 1")) for _ in range(count)))
