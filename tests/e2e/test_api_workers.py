@@ -6,8 +6,9 @@ import asyncio
 import os
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -257,9 +258,18 @@ async def test_the_first_signal_lets_streams_end_the_second_does_not(
     listen("127.0.0.1", api.port, "a test").close()
 
 
-async def test_a_killed_parent_leaves_nobody_behind(engine: FakeEngine, clean_redis: str, tmp_path: Path) -> None:
+@pytest.fixture
+def short_path() -> Iterator[str]:
+    """Where a killed parent may leave its sockets; pytest's own directories are too long for their names."""
+    with tempfile.TemporaryDirectory(prefix="velocity-test-") as path:
+        yield path
+
+
+async def test_a_killed_parent_leaves_nobody_behind(
+    engine: FakeEngine, clean_redis: str, tmp_path: Path, short_path: str
+) -> None:
     engine.token_seconds = 0.05
-    async with several(engine, clean_redis, tmp_path, **OPEN) as api, api.client() as client:
+    async with several(engine, clean_redis, tmp_path, TMPDIR=short_path, **OPEN) as api, api.client() as client:
         pids = api.pids
         stream = asyncio.create_task(client.post(CHAT, json=chat("tokens 20", stream=True)))
         await api.until(lambda: engine.running == 1)
