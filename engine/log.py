@@ -54,7 +54,7 @@ def configure(settings: EngineSettings, process: str, **more: object) -> None:
     if as_json:  # our own lines go straight to the file: a detour over the standard library costs ten times as much
         level = logging.getLevelNamesMapping()[settings.log_level]
         structlog.configure(
-            processors=[partial(_line, process)],
+            processors=[partial(_line, {"process": process, **more})],
             logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
             wrapper_class=structlog.make_filtering_bound_logger(level),
             cache_logger_on_first_use=True,
@@ -69,11 +69,11 @@ def configure(settings: EngineSettings, process: str, **more: object) -> None:
     structlog.contextvars.bind_contextvars(process=process, **more)
 
 
-def _line(process: str, _: object, level: str, event: structlog.typing.EventDict) -> bytes:
+def _line(common: dict[str, object], _: object, level: str, event: structlog.typing.EventDict) -> bytes:
     """All that the other way does with a chain of processors."""
     if "exc_info" in event:
         _traceback(None, level, event)
-    event["process"], event["level"], event["timestamp"] = process, level, datetime.now(UTC)
+    event.update(common, level=level, timestamp=datetime.now(UTC))
     return orjson.dumps(event, default=str, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS)
 
 
