@@ -231,7 +231,7 @@ async def test_cancel_retry_and_delete_at_once_leave_no_job_half(door: Door, see
 
 async def test_a_job_says_when_it_will_be_done_only_if_it_can(door: Door) -> None:
     door.engine.token_seconds = 0.02
-    job_id = await submitted(door, job(*["tokens 20"] * 400))
+    job_id = await submitted(door, job(*["tokens 20"] * 150))
     assert (await state(door, job_id))["estimated_completion"] is None
     draining = drained(door)
     async with asyncio.timeout(60):

@@ -8,9 +8,17 @@ import httpx
 import orjson
 import pytest
 
+from api import connection
 from api.settings import ApiSettings
 from tests.api.conftest import Door, front_door
 from tests.fake_engine import FakeEngine
+
+
+@pytest.fixture(autouse=True, params=["of its own", "plain ASGI"])
+def outlet(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways by which an answer leaves: the second is for versions of uvicorn that the first was not tried with."""
+    if request.param == "plain ASGI":
+        monkeypatch.setattr(connection, "_TRIED", ("none",))
 
 
 def chat(content: str, **fields: object) -> dict[str, object]:
