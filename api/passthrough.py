@@ -67,7 +67,7 @@ class Passthrough:
         began = time.monotonic()
         state = scope["state"]
         endpoint = _ENDPOINTS[scope["path"]]
-        offered: DirectOutlet | None = scope.get("extensions", {}).get(EXTENSION)
+        offered: DirectOutlet | None = scope.get("extensions", {}).pop(EXTENSION, None)
         body = offered.body(self._settings.max_body_bytes) if offered else None
         if body is None:
             body = await read_body(receive, self._settings.max_body_bytes, self._settings.body_timeout)
