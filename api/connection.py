@@ -36,9 +36,8 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """A request has begun; its task runs after this."""
         super().on_headers_complete()
-        if self.scope["http_version"] == "1.1":
-            extensions: dict[str, Any] = {EXTENSION: Wire(self, self.cycle)}
-            self.scope["extensions"] = extensions
+        extensions: dict[str, Any] = {EXTENSION: Wire(self, self.cycle)}
+        self.scope["extensions"] = extensions
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone."""
@@ -50,13 +49,15 @@ class Connection(HttpToolsProtocol):
 class Wire:
     """The outlet of one request (api.outlet.DirectOutlet), straight to the transport."""
 
-    __slots__ = ("_connection", "_cycle", "_flow", "_head", "_transport")
+    __slots__ = ("_chunked", "_connection", "_cycle", "_flow", "_head", "_transport")
 
     def __init__(self, connection: Connection, cycle: RequestResponseCycle) -> None:
         self._connection = connection
         self._cycle = cycle
         self._flow = cycle.flow
         self._transport: asyncio.Transport = cycle.transport
+        self._chunked = cycle.scope["http_version"] != "1.0"
+        """A client of HTTP/1.0 knows no chunks: its stream ends with the connection."""
         self._head = b""
         """Held for a moment, to leave with the first bytes of the body."""
 
@@ -86,17 +87,18 @@ class Wire:
 
     def start(self, status: int, headers: list[Header]) -> bool:
         """Of Outlet."""
-        self._head = self._begin(status, headers) + b"transfer-encoding: chunked\r\n\r\n"
+        framing = b"transfer-encoding: chunked\r\n\r\n" if self._chunked else b"\r\n"
+        self._head = self._begin(status, headers) + framing
         self._connection.loop.call_soon(self._flush)
         return not self._flow.write_paused
 
     def write(self, data: bytes) -> bool:
         """Of Outlet."""
-        return self._write(b"%x\r\n%b\r\n" % (len(data), data))
+        return self._write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
     def end(self) -> bool:
         """Of Outlet."""
-        self._write(b"0\r\n\r\n")
+        self._write(b"0\r\n\r\n" if self._chunked else b"")
         return self._end()
 
     def whole(self, status: int, headers: list[Header], body: bytes) -> bool:

@@ -101,7 +101,7 @@ class Relay:
                 self.request.endpoint, self.usage, hide=self.request.hide_usage
             )
             passed = sift.feed(data)
-            self.told = _ERROR_EVENT in data
+            self.told = _ERROR_EVENT in passed  # in whole events, so that no cut goes through it
             return (not passed or self.outlet.write(passed)) and not self.told
         except Exception as error:  # noqa: BLE001 - belongs to the request's task, not to the loop that calls this
             self.fault = error

@@ -50,7 +50,9 @@ class EngineConnection(asyncio.Protocol):
         self._paused = False
         self._take: Callable[[bytes], bool] | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._writable: asyncio.Event | None = None
+        self._writing_paused = False
+        self._cut = False
+        """Whether the answer came before the request had left: then nothing else may follow on the connection."""
         self._idle_since = 0.0
 
     # --- what the owner calls
@@ -61,7 +63,8 @@ class EngineConnection(asyncio.Protocol):
 
         Unread bytes would be the next request's, and with it somebody else's.
         """
-        return self._complete and not self._chunks and self._error is None and self._transport is not None
+        kept = self._error is None and self._transport is not None and not self._cut
+        return self._complete and not self._chunks and kept
 
     @property
     def idle_seconds(self) -> float:
@@ -78,8 +81,9 @@ class EngineConnection(asyncio.Protocol):
             transport.write(body)
         else:
             transport.write(head + body)
-        if self._writable is not None:
-            await self._writable.wait()
+        while self._writing_paused and not self._head_done:  # an early answer need not wait for what it refuses
+            await self._wait()
+        self._cut = self._writing_paused
 
     async def head(self) -> Head:
         """Wait for the answer's status and headers. Raises EngineLost or EngineProtocolError."""
@@ -142,38 +146,34 @@ class EngineConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
+            self._pour()  # what was valid is passed on first
             self._fail(EngineProtocolError(f"The engine's answer is not valid HTTP: {error}"))
             self.close()
-            return
-        if self._take is not None and self._chunks:
-            poured = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-            self._chunks.clear()
-            self._buffered = 0
-            if not self._take(poured):
-                self._take = None
-                self._pause()
-                self._wake()
+        else:
+            self._pour()
 
     def eof_received(self) -> bool:
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self.resume_writing()
         ends_with_connection = self._head_done and self._head.get(b"content-length") is None and not self._chunked()
         if exc is None and ends_with_connection and not self._complete:
             self.on_message_complete()
         self._fail(EngineLost("The engine closed the connection before its answer was complete."))
 
     def pause_writing(self) -> None:
-        self._writable = asyncio.Event()
+        self._writing_paused = True
 
     def resume_writing(self) -> None:
-        if self._writable is not None:
-            self._writable.set()
-            self._writable = None
+        self._writing_paused = False
+        self._wake()
 
     # --- httptools callbacks
+
+    def on_message_begin(self) -> None:
+        if self._complete:  # the parser takes this for an error, as it is one
+            raise EngineProtocolError("There is more than one answer.")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head.headers.setdefault(name.lower(), value)
@@ -207,6 +207,17 @@ class EngineConnection(asyncio.Protocol):
         self._wake()
 
     # --- inside
+
+    def _pour(self) -> None:
+        if self._take is None or not self._chunks:
+            return
+        poured = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        self._buffered = 0
+        if not self._take(poured):
+            self._take = None
+            self._pause()
+            self._wake()
 
     def _pause(self) -> None:
         if not self._paused and self._transport is not None:

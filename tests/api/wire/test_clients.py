@@ -83,10 +83,7 @@ def settings(settings: ApiSettings) -> ApiSettings:
     return settings.model_copy(update={"stall_timeout": 60.0, "first_token_timeout": 60.0})
 
 
-@pytest.mark.parametrize(
-    "requests",
-    [1, pytest.param(2, marks=pytest.mark.xfail(strict=True, reason="uvicorn tells the last request of a pipeline"))],
-)
+@pytest.mark.parametrize("requests", [1, 2])
 async def test_a_client_that_leaves_frees_the_engine(door: Door, engine: RawEngine, requests: int) -> None:
     engine.script = begins
     async with connected(door) as client:
@@ -136,11 +133,10 @@ async def test_and_not_if_it_is_refused(door: Door, engine: RawEngine) -> None:
     assert not engine.posts
 
 
-async def test_who_does_not_wait_for_it_is_answered_too(door: Door, engine: RawEngine) -> None:
+async def test_who_does_not_wait_for_it_is_answered_without(door: Door, engine: RawEngine) -> None:
     engine.script = repeats
     async with connected(door) as client, asyncio.timeout(PATIENCE):
         client.writer.write(post(door, STREAM, b"Content-Length: %d\r\nExpect: 100-continue\r\n" % len(STREAM)))
-        assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         assert (await client.answer()).body == repeated("hi")
         assert (await client.ask(post(door, STREAM))).body == repeated("hi")
 
@@ -187,7 +183,6 @@ async def test_a_client_of_http_1_0_gets_its_answer_and_the_connection_ends(door
     assert rest == b"a"
 
 
-@pytest.mark.xfail(strict=True, reason="uvicorn sends chunks to clients of HTTP/1.0, which do not know them")
 async def test_and_never_chunks(door: Door, engine: RawEngine) -> None:
     """Not sending a stream at all would do, too: without chunks its end looks like a break."""
     head, rest = await old(door, engine, named("a"))

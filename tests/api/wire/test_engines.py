@@ -74,7 +74,6 @@ async def test_an_answer_before_the_body_was_read_is_the_answer(door: Door, engi
             assert await good(door, engine, client)
 
 
-@pytest.mark.xfail(strict=True, reason="EngineConnection.send waits until the whole body has left")
 async def test_so_is_one_of_an_engine_that_reads_no_more(door: Door, engine: RawEngine) -> None:
     async def script(connection: Connection) -> None:
         connection.transport.pause_reading()
@@ -170,21 +169,8 @@ LENGTH = SSE + b"content-length: %d\r\n\r\n" % len(EVENT + DONE) + EVENT + DONE
 MORE = {"garbage": b"more than it said", "another answer": OK, "line ends": b"\r\n\r\n"}
 
 
-CUT = pytest.mark.xfail(strict=True, reason="EngineConnection does not pour what it had read before the garbage")
-APPENDED = pytest.mark.xfail(strict=True, reason="EngineConnection takes a second answer for a part of the first")
-
-
-@pytest.mark.parametrize(
-    ("more", "stream"),
-    [
-        pytest.param("garbage", True, marks=CUT),
-        ("garbage", False),
-        pytest.param("another answer", True, marks=APPENDED),
-        pytest.param("another answer", False, marks=APPENDED),
-        ("line ends", True),
-        ("line ends", False),
-    ],
-)
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("more", MORE)
 async def test_what_comes_after_an_answer_is_nobodys(door: Door, engine: RawEngine, more: str, stream: bool) -> None:
     """In the same packet as its end, or in a later one: the answer is whole without it, or broken off."""
     request = post(door, STREAM if stream else CHAT)

@@ -96,7 +96,6 @@ async def test_and_in_how_many_pieces(door: Door, engine: RawEngine, frame: str,
 TROUBLE = b'data: {"error": {"message": "it broke", "type": "InternalServerError", "code": 500}}\n\n'
 
 
-@pytest.mark.xfail(strict=True, reason="Relay.take looks for the error event in what was read, not in whole events")
 async def test_an_error_event_is_no_clean_end_wherever_it_is_split(door: Door, engine: RawEngine) -> None:
     """vLLM ends a stream that failed as if nothing had happened."""
     start = SSE + b"transfer-encoding: chunked\r\n\r\n"
