@@ -9,91 +9,101 @@
 --   verdict: 'stale' (the key's record has changed), 'admitted', 'waiting' or 'refused'
 --   reason:  '' or what was lacking: requests, tokens, concurrency, each also as global_…; never_fits; max_waiting
 local request, key = ARGV[1], ARGV[2]
-if ARGV[3] ~= '' and redis.call('HGET', ROOT .. 'key:' .. key, 'version') ~= ARGV[3] then return {'stale'} end
-local cost, may_wait, lease, most_waiting = tonumber(ARGV[4]), ARGV[5] == '1', tonumber(ARGV[6]), tonumber(ARGV[8])
+if ARGV[3] ~= '' and call('HGET', ROOT .. 'key:' .. key, 'version') ~= ARGV[3] then return {'stale'} end
+local own, all = limit_key(key), limit_key(ALL)
+local own_leases, all_leases, waiting = own .. ':leases', all .. ':leases', own .. ':waiting'
+local own_slots, all_slots = tonumber(ARGV[12]), tonumber(ARGV[16])
 local now = now_us()
-local known = redis.call('HGET', request_key(request), 'state')
-local function n(i) return tonumber(ARGV[i]) end
-local own = buckets(key, now, n(9), n(10), n(11), known and 0 or 1, known and 0 or cost)
-local all = buckets(ALL, now, n(13), n(14), n(15), known and 0 or 1, known and 0 or cost)
-local own_slots, all_slots = n(12), n(16)
+local at = int(now)
+local record = ROOT .. 'request:' .. request
+local known = call('HGET', record, 'state')
+local requests, tokens = known and 0 or 1, known and 0 or tonumber(ARGV[4])
+local own_requests, own_tokens =
+  buckets(own, now, tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11]), requests, tokens)
+local all_requests, all_tokens =
+  buckets(all, now, tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15]), requests, tokens)
 
 local function answer(verdict, reason, wait, ahead)
-  local used = verdict ~= 'refused' and 'after' or 'before'
-  local function until_(b) return b.rate == 0 and 0 or (used == 'after' and b.before + b.charge or b.before) end
-  local requests, requests_reset = left(own.requests, until_(own.requests), now)
-  local tokens, tokens_reset = left(own.tokens, until_(own.tokens), now)
-  return {verdict, reason, math.ceil(wait), int(now), requests, requests_reset, tokens, tokens_reset, ahead}
-end
-
-local function refuse(reason, wait, ahead)
-  count_usage(key, now, 'refused', 1)
-  return answer('refused', reason, wait, ahead)
+  local taken = 1
+  if verdict == 'refused' then
+    taken = 0
+    count_usage(key, now, 'refused', '1')
+  end
+  local requests_left, requests_reset = left(own_requests, own_requests.before + taken * own_requests.charge, now)
+  local tokens_left, tokens_reset = left(own_tokens, own_tokens.before + taken * own_tokens.charge, now)
+  return {verdict, reason, math.ceil(wait), at, requests_left, requests_reset, tokens_left, tokens_reset, ahead}
 end
 
 -- One whose lease ran out (its process was cut off from here) has lost its slot, but what it has paid for is paid.
-if known == 'leased' and tonumber(redis.call('ZSCORE', leases_key(key), request) or 0) > now then
+if known == 'leased' and tonumber(call('ZSCORE', own_leases, request) or 0) > now then
   return answer('admitted', '', 0, 0)
 end
 
 -- What can't pass now, with the longest wait: after that, everything else has room as well.
 if not known then
   local lacking, wait = nil, 0.5
-  for _, scope in ipairs({own, all}) do
-    for _, b in ipairs({scope.requests, scope.tokens}) do
-      if b.rate > 0 then
-        if b.cut then redis.call('HSET', limit_key(scope.scope), b.field, int(math.floor(b.before))) end
-        if b.never then return refuse('never_fits', 0, 0) end
-        if b.late > wait then lacking, wait = (scope == all and 'global_' or '') .. b.field, b.late end
-      end
-    end
+  for i, b in ipairs({own_requests, own_tokens, all_requests, all_tokens}) do
+    if b.cut then call('HSET', i > 2 and all or own, b.field, int(math.floor(b.before))) end
+    if b.never then return answer('refused', 'never_fits', 0, 0) end
+    if b.late > wait then lacking, wait = (i > 2 and 'global_' or '') .. b.field, b.late end
   end
-  if lacking then return refuse(lacking, wait, 0) end
+  if lacking then return answer('refused', lacking, wait, 0) end
 end
 
-drop_dead(key, now)
-drop_dead(ALL, now)
-local ahead = redis.call('ZRANK', waiting_key(key), request) or redis.call('ZCARD', waiting_key(key))
-local lacking = nil
-if own_slots > 0 and redis.call('ZCARD', leases_key(key)) + ahead >= own_slots then lacking = 'concurrency' end
-if all_slots > 0 and redis.call('ZCARD', leases_key(ALL)) + ahead >= all_slots then
-  lacking = lacking or 'global_concurrency'
+-- A lease that is over holds no slot, a place that is over none in the line. Nobody has a place who is not in line.
+call('ZREMRANGEBYSCORE', own_leases, '-inf', at)
+call('ZREMRANGEBYSCORE', all_leases, '-inf', at)
+local ahead, in_line = call('ZCARD', waiting), false
+if ahead > 0 then
+  for _, gone in ipairs(call('ZRANGEBYSCORE', own .. ':places', '-inf', at)) do leave_line(own, gone) end
+  in_line = call('ZRANK', waiting, request)
+  ahead = in_line or call('ZCARD', waiting)
 end
+local lacking = nil
+if own_slots > 0 and call('ZCARD', own_leases) + ahead >= own_slots then lacking = 'concurrency' end
+if all_slots > 0 and call('ZCARD', all_leases) + ahead >= all_slots then lacking = lacking or 'global_concurrency' end
 local wait = 0
 if lacking then -- nobody knows when a slot is given back: what the slots were held for lately says about when
   local slots = lacking == 'concurrency' and own_slots or all_slots
-  local held = tonumber(redis.call('HGET', limit_key(lacking == 'concurrency' and key or ALL), 'held') or 0)
+  local held = tonumber(call('HGET', lacking == 'concurrency' and own or all, 'held') or 0)
   wait = held * (ahead + 1) / slots
-  if not known and not may_wait then return refuse(lacking, wait, ahead) end
-  if not known and ahead >= most_waiting then return refuse('max_waiting', wait, ahead) end
+  if not known and ARGV[5] ~= '1' then return answer('refused', lacking, wait, ahead) end
+  if not known and ahead >= tonumber(ARGV[8]) then return answer('refused', 'max_waiting', wait, ahead) end
 end
 
-if not known then
-  for _, scope in ipairs({own, all}) do
-    local full = 0 -- µs until both buckets are: until then what is used must not be forgotten
-    for _, b in ipairs({scope.requests, scope.tokens}) do
-      if b.rate > 0 then
-        redis.call('HSET', limit_key(scope.scope), b.field, int(math.ceil(b.before + b.charge)))
-        if b.before <= now then redis.call('HSET', limit_key(scope.scope), b.field .. '_full', int(now)) end
-        full = math.max(full, b.before + b.charge - now)
-      end
-    end
-    if full > 0 then redis.call('PEXPIRE', limit_key(scope.scope), int(full / 1000 + 600000)) end
+-- Take from a bucket what is asked of it. Returns µs until it is full again: until then it must not be forgotten.
+local function charge(name, b)
+  if b.rate == 0 then return 0 end
+  local after = b.before + b.charge
+  if b.before > now then
+    call('HSET', name, b.field, int(math.ceil(after)))
+  else
+    call('HSET', name, b.field, int(math.ceil(after)), b.field .. '_full', at)
   end
-  redis.call('HSET', request_key(request), 'key', key, 'at', int(now), 'cost', int(cost), 'own_requests', int(own.requests.charge or 0),
-    'own_tokens', int(own.tokens.charge or 0), 'all_requests', int(all.requests.charge or 0),
-    'all_tokens', int(all.tokens.charge or 0))
-  redis.call('PEXPIRE', request_key(request), ARGV[7])
+  return after - now
 end
+
+local state = lacking and 'waiting' or 'leased'
+if known then
+  call('HSET', record, 'state', state)
+else
+  local own_full = math.max(charge(own, own_requests), charge(own, own_tokens))
+  local all_full = math.max(charge(all, all_requests), charge(all, all_tokens))
+  if own_full > 0 then call('PEXPIRE', own, int(own_full / 1000 + 600000)) end
+  if all_full > 0 then call('PEXPIRE', all, int(all_full / 1000 + 600000)) end
+  call('HSET', record, 'key', key, 'at', at, 'cost', ARGV[4], 'state', state,
+    'own_requests', int(own_requests.charge), 'own_tokens', int(own_tokens.charge),
+    'all_requests', int(all_requests.charge), 'all_tokens', int(all_tokens.charge))
+  call('PEXPIRE', record, ARGV[7])
+end
+local over, keep = int(now + ARGV[6]), int(ARGV[6] / 1000 + 1000)
 if lacking then
-  redis.call('ZADD', waiting_key(key), 'NX', int(now), request)
-  hold_place(key, request, now, lease)
-  redis.call('HSET', request_key(request), 'state', 'waiting')
+  call('ZADD', waiting, 'NX', at, request)
+  hold_place(own, request, over, keep)
   return answer('waiting', lacking, wait, ahead)
 end
-give_up_place(key, request)
-hold_lease(key, request, now, lease)
-hold_lease(ALL, request, now, lease)
-redis.call('HSET', request_key(request), 'state', 'leased')
-if redis.call('HSETNX', request_key(request), 'since', int(now)) == 1 then count_usage(key, now, 'requests', 1) end
+if in_line then leave_line(own, request) end
+hold_lease(own_leases, request, over, keep)
+hold_lease(all_leases, request, over, keep)
+if call('HSETNX', record, 'since', at) == 1 then count_usage(key, now, 'requests', '1') end
 return answer('admitted', '', 0, 0)

@@ -6,21 +6,22 @@
 local process, lease, requests = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = now_us()
 local processes = ROOT .. 'apis' -- sorted set: when each said so last (µs)
-redis.call('ZADD', processes, int(now), process)
-redis.call('ZREMRANGEBYSCORE', processes, '-inf', int(now - lease))
+call('ZADD', processes, int(now), process)
+call('ZREMRANGEBYSCORE', processes, '-inf', int(now - lease))
+local over, keep = int(now + lease), int(lease / 1000 + 1000)
 local at = 4
 for _ = 1, requests do
   local request, key, state = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   at = at + 3
   if state == 'leased' then
-    hold_lease(key, request, now, lease)
-    hold_lease(ALL, request, now, lease)
-  elseif redis.call('ZSCORE', waiting_key(key), request) then
-    hold_place(key, request, now, lease)
+    hold_lease(limit_key(key) .. ':leases', request, over, keep)
+    hold_lease(limit_key(ALL) .. ':leases', request, over, keep)
+  elseif call('ZSCORE', limit_key(key) .. ':waiting', request) then
+    hold_place(limit_key(key), request, over, keep)
   end
 end
-local answer = {redis.call('ZCARD', processes)}
+local answer = {call('ZCARD', processes)}
 for i = at, #ARGV, 2 do
-  if redis.call('HGET', ROOT .. 'key:' .. ARGV[i], 'version') ~= ARGV[i + 1] then table.insert(answer, ARGV[i]) end
+  if call('HGET', ROOT .. 'key:' .. ARGV[i], 'version') ~= ARGV[i + 1] then table.insert(answer, ARGV[i]) end
 end
 return answer

@@ -4,31 +4,46 @@
 -- Returns: 1 settled, 0 there was nothing to settle (settled before, or its reservation has run out)
 local request, key, used = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local now = now_us()
+local record = ROOT .. 'request:' .. request
+local own, all = limit_key(key), limit_key(ALL)
+local held = call('HMGET', record, 'state', 'at', 'cost', 'since', 'own_requests', 'own_tokens', 'all_requests', 'all_tokens')
+call('ZREM', own .. ':leases', request)
+call('ZREM', all .. ':leases', request)
+if held[1] ~= 'leased' then leave_line(own, request) end -- who has a slot has left the line
+if not held[1] then return 0 end
+call('DEL', record)
+local at, since = tonumber(held[2]), held[4] and now - held[4]
+local share = 1 - used / math.max(1, tonumber(held[3])) -- of the reservation that goes back; below 0 more is taken
 
--- Empty a bucket by µs of its rate, or fill it if they are fewer than none (only tokens, whose bucket is a minute's).
+-- A bucket emptied by µs of its rate, or filled if they are fewer than none (only tokens, whose bucket is a minute's).
 -- What was reserved before the bucket was last seen full has flowed back by itself: it is not given back once more.
-local function give_back(scope, field, amount, reserved)
-  if amount > 0 and tonumber(redis.call('HGET', limit_key(scope), field .. '_full') or 0) > reserved then return end
-  local stored = tonumber(redis.call('HGET', limit_key(scope), field) or 0)
+local function given_back(stored, full, amount)
+  if amount == 0 or amount > 0 and tonumber(full or 0) > at then return nil end
+  stored = tonumber(stored or 0)
   local after = stored - amount
   if amount < 0 then after = math.min(math.max(stored, now) - amount, now + 2 * MINUTE) end
-  if amount ~= 0 then redis.call('HSET', limit_key(scope), field, int(math.max(0, math.ceil(after)))) end
+  return int(math.max(0, math.ceil(after)))
 end
 
-give_up_place(key, request)
-for _, scope in ipairs({key, ALL}) do redis.call('ZREM', leases_key(scope), request) end
-local held = redis.call('HMGET', request_key(request), 'cost', 'since', 'own_requests', 'own_tokens', 'all_requests', 'all_tokens', 'at')
-if not held[1] then return 0 end
-redis.call('DEL', request_key(request))
-local share = 1 - used / math.max(1, tonumber(held[1])) -- of the reservation that goes back; below 0 more is taken
-for scope, charges in pairs({[key] = {held[3], held[4]}, [ALL] = {held[5], held[6]}}) do
-  give_back(scope, 'requests', ARGV[4] == '1' and tonumber(charges[1]) or 0, tonumber(held[7]))
-  give_back(scope, 'tokens', tonumber(charges[2]) * share, tonumber(held[7]))
-  if held[2] then -- how long a slot is held, on average (µs), for an honest Retry-After
-    local mean = tonumber(redis.call('HGET', limit_key(scope), 'held') or (now - held[2]))
-    redis.call('HSET', limit_key(scope), 'held', int(mean + 0.2 * ((now - held[2]) - mean)))
+local function settle(name, requests, tokens)
+  local stored = call('HMGET', name, 'tokens', 'tokens_full', 'held')
+  local after = given_back(stored[1], stored[2], tokens * share)
+  if since then -- how long a slot is held, on average (µs), for an honest Retry-After
+    local mean = tonumber(stored[3] or since)
+    mean = int(mean + 0.2 * (since - mean))
+    if after then call('HSET', name, 'tokens', after, 'held', mean) else call('HSET', name, 'held', mean) end
+  elseif after then
+    call('HSET', name, 'tokens', after)
   end
-  if redis.call('TTL', limit_key(scope)) < 600 then redis.call('EXPIRE', limit_key(scope), 600) end
+  if ARGV[4] == '1' then
+    stored = call('HMGET', name, 'requests', 'requests_full')
+    after = given_back(stored[1], stored[2], tonumber(requests))
+    if after then call('HSET', name, 'requests', after) end
+  end
+  if call('TTL', name) < 600 then call('EXPIRE', name, '600') end
 end
+
+settle(own, held[5], held[6])
+settle(all, held[7], held[8])
 count_usage(key, now, 'input_tokens', ARGV[5], 'output_tokens', ARGV[6], 'refused', ARGV[7])
 return 1
