@@ -22,6 +22,7 @@ from api.keys import Key
 from api.keys import Scope as KeyScope
 from api.limits.leases import Admission, State
 from api.limits.limiter import KeyChanged, Limiter, Used
+from api.lookout import Lookout
 from api.metrics import Metrics
 from api.outlet import EXTENSION, AsgiOutlet, DirectOutlet
 from api.relay import Relay
@@ -62,6 +63,11 @@ class Passthrough:
         self._tracer = tracer
         self._bulk = bulk
         self._loop = asyncio.get_running_loop()
+        soonest = min(
+            settings.head_wait, settings.ping_interval, settings.stall_timeout, settings.first_token_timeout,
+            settings.total_timeout,
+        )  # fmt: skip
+        self._lookout = Lookout(min(1.0, max(0.01, soonest / 10)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.monotonic()
@@ -78,7 +84,7 @@ class Passthrough:
             span.end("refused")
             raise
         outlet = offered or AsgiOutlet(receive, send)
-        relay = Relay(outlet, request, admission, self._settings, self._loop, began, self._bulk.requests > 0)
+        relay = Relay(outlet, request, admission, self._settings, self._lookout, began, self._bulk.requests > 0)
         outcome = "aborted"
         try:
             outcome = await self._run(relay, span)

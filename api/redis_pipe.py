@@ -137,9 +137,10 @@ class _Wire(asyncio.Protocol):
         self._late: _Call | None = None
         """The first call, if its time was over at the last look."""
         self._unsent: list[bytes] = []
-        self._flusher: asyncio.Handle | None = None
-        self._later = False
-        """Whether what is unsent may wait for a moment."""
+        self._flushes = False
+        """Whether what is unsent leaves in this turn of the loop."""
+        self._flushes_later = False
+        """Whether a timer sends what is there then; it is not moved, since that costs more than a look for nothing."""
         self.greeted = False
         """Whether Redis knows who we are, and may be asked."""
 
@@ -194,24 +195,29 @@ class _Wire(asyncio.Protocol):
             _set_error(call.future, LedgerUnavailable("Redis did not answer: the connection is closed"))
             return call.future
         self._calls.append(call)
-        if not self._unsent:
-            self._flusher = self._loop.call_later(_SOON, self._flush) if soon else self._loop.call_soon(self._flush)
-            self._later = soon
-        elif self._later and not soon:
-            assert self._flusher is not None  # noqa: S101 - there is something unsent
-            self._flusher.cancel()
-            self._flusher, self._later = self._loop.call_soon(self._flush), False
         self._unsent.append(packed)
+        if soon:
+            if not self._flushes_later:
+                self._flushes_later = True
+                self._loop.call_later(_SOON, self._flush_later)
+        elif not self._flushes:
+            self._flushes = True
+            self._loop.call_soon(self._flush)
         if self._timer is None:
             self._timer = self._loop.call_later(self._timeout, self._look)
         return call.future
 
     def _flush(self) -> None:
         """All that was asked in this turn of the loop leaves in one packet."""
+        self._flushes = False
         packed = b"".join(self._unsent)
         self._unsent.clear()
-        if self._transport is not None:
+        if packed and self._transport is not None:
             self._transport.write(packed)
+
+    def _flush_later(self) -> None:
+        self._flushes_later = False
+        self._flush()
 
     def _look(self) -> None:
         """One timer for all: the first call in the queue is the one that has waited for longest."""

@@ -16,6 +16,7 @@ from api import shape
 from api.errors import JSON_TYPE, Header, to_api_error
 from api.limits.leases import Admission, State
 from api.limits.limiter import Used
+from api.lookout import Lookout
 from api.metrics import Gaps
 from api.outlet import Outlet
 from api.settings import ApiSettings
@@ -32,7 +33,7 @@ _ERROR_EVENT = b'data: {"error":'
 """How vLLM reports a failure in mid-stream, after which it ends the stream as if nothing had happened."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Relay:
     """One request on its way: where it goes and what is known of it so far."""
 
@@ -40,7 +41,7 @@ class Relay:
     request: shape.EngineRequest
     admission: Admission
     settings: ApiSettings
-    loop: asyncio.AbstractEventLoop
+    lookout: Lookout
     began: float = field(default_factory=time.monotonic)
     bulk: bool = False
     """Whether bulk work was at the engine when it began."""
@@ -62,11 +63,8 @@ class Relay:
     """Its outcome, if it was interrupted."""
     _sift: UsageFilter | None = None
     _task: asyncio.Task[Any] | None = None
-    _timer: asyncio.TimerHandle | None = None
-    _looks: float = inf
-    """When `_timer` fires. This and those below are on the monotonic clock; `inf` is never."""
     _give_up: float = inf
-    """When the engine must have begun."""
+    """When the engine must have begun. This and those below are on the monotonic clock; `inf` is never."""
     _ping_at: float = inf
     _last: float = inf
     """When bytes came last, of a stream that has begun."""
@@ -91,8 +89,6 @@ class Relay:
             if self.first_byte is None and not is_preamble(self.request.endpoint, data):
                 self.first_byte = now
                 self._give_up = self._ping_at = inf
-                self._last = now
-                self._arm()
             if self.first_byte is not None:
                 self._last = now
                 self.gaps = gaps = self.gaps or Gaps()
@@ -136,9 +132,10 @@ class Relay:
     def watched(self, task: asyncio.Task[Any] | None) -> None:
         """`task` is what can be interrupted from now on; None: it is over."""
         self._task = task
-        if task is None and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if task is None:
+            self.lookout.remove(self)
+        else:
+            self.lookout.add(self)
 
     def waits(self, patience: float) -> None:
         """For the engine to begin: after `patience` seconds the client of a stream gets its 200, and pings.
@@ -148,7 +145,6 @@ class Relay:
         if self.request.stream:
             now = time.monotonic()
             self._give_up, self._ping_at = now + self.settings.first_token_timeout, now + patience
-        self._arm()
 
     async def drained(self) -> None:
         """Until the client has taken what was sent to it."""
@@ -167,32 +163,18 @@ class Relay:
         """Whether it was."""
         return bool(self.verdict or self.fault)
 
-    def _arm(self) -> None:
-        """Look when the first of all is due. A timer that fires too early arms itself anew, which costs less than to
-        move it with every token.
-        """
-        stalled = self._last + self.settings.stall_timeout
-        due = min(self.began + self.settings.total_timeout, self._give_up, self._ping_at, stalled)
-        if self._timer is not None:
-            if self._looks <= due:
-                return
-            self._timer.cancel()
-        self._looks = due
-        self._timer = self.loop.call_later(max(0.0, due - time.monotonic()), self._look)
-
-    def _look(self) -> None:
-        now, settings, self._timer = time.monotonic(), self.settings, None
+    def look(self, now: float) -> None:
+        """See what is due."""
+        settings = self.settings
         if now >= self.began + settings.total_timeout:
             self._too_late("The request took too long in all.")
         elif now >= self._give_up:
             self._too_late(f"No answer began within {settings.first_token_timeout:g} s.")
         elif now >= self._last + settings.stall_timeout:
             self._too_late(f"The engine sent nothing for {settings.stall_timeout:g} s.")
-        else:
-            if now >= self._ping_at:
-                self._ping_at = now + settings.ping_interval
-                self._ping()
-            self._arm()
+        elif now >= self._ping_at:
+            self._ping_at = now + settings.ping_interval
+            self._ping()
 
     def _too_late(self, why: str) -> None:
         if self.outlet.blocked:  # it is the client that is waited for, and there is nobody to tell
