@@ -33,6 +33,9 @@ from engine.client import Answer, Endpoint, EngineClient
 from engine.connection import EngineConnection
 from engine.errors import EngineTimeout, VelocityError
 
+_LONG = 128 * 1024
+"""Bytes of a body from which on it waits its turn."""
+
 _LAST_WORDS = 5.0
 """Seconds that an error message may take to leave."""
 
@@ -67,6 +70,7 @@ class Passthrough:
             settings.head_wait, settings.ping_interval, settings.stall_timeout, settings.first_token_timeout,
             settings.total_timeout,
         )  # fmt: skip
+        self._long = asyncio.Lock()
         self._lookout = Lookout(min(1.0, max(0.01, soonest / 10)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,6 +83,8 @@ class Passthrough:
             body = await read_body(receive, self._settings.max_body_bytes, self._settings.body_timeout)
         span = self._tracer.begin(scope["path"], state["head"].get(b"traceparent"))
         try:
+            if len(body) > _LONG:
+                await self._turn()
             request, admission = await self._let_in(scope, endpoint, shape.parse(body), len(body))
         except BaseException:
             span.end("refused")
@@ -93,6 +99,14 @@ class Passthrough:
             self._limiter.settle(admission, used)
             self._account(relay, used, outcome, span)
 
+    async def _turn(self) -> None:
+        """Before a step that takes a millisecond and more: one in each turn of the loop, other people's tokens between.
+
+        No thread: the JSON parser keeps the interpreter for itself, so that the event loop would wait all the same.
+        """
+        async with self._long:
+            await asyncio.sleep(0)
+
     async def _let_in(
         self, scope: Scope, endpoint: Endpoint, content: dict[str, Any], length: int
     ) -> tuple[shape.EngineRequest, Admission]:
@@ -101,6 +115,8 @@ class Passthrough:
         while True:
             key: Key = state["key"]
             model = await self._watch.resolve(content.get("model"), key)
+            if length > _LONG:
+                await self._turn()
             request = shape.interactive(endpoint, content, model, key, self._settings, length)
             cost = request.input_estimate + request.output_most
             try:

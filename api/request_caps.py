@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -22,17 +22,17 @@ _MEDIUM_TOKENS = 1000
 
 def check_depth(content: object) -> None:
     """Raises ApiError 400 if arrays and objects are nested more than 32 deep."""
-    level = [content]
+    level: list[Any] = [content]
     for _ in range(MAX_DEPTH):
-        level = [inner for outer in level for inner in _inside(outer)]
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if type(outer) is dict else outer if type(outer) is list else ())
+            if type(inner) is dict or type(inner) is list
+        ]
         if not level:
             return
     raise ApiError(400, f"The body is nested more than {MAX_DEPTH} deep.", code="invalid_json")
-
-
-def _inside(outer: object) -> Iterator[object]:
-    values = outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ()
-    return (value for value in values if isinstance(value, dict | list))
 
 
 def check_caps(content: dict[str, Any], settings: ApiSettings) -> None:

@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import Any, Self
 from urllib.parse import urlsplit
 
 import orjson
 
-from engine.connection import EngineConnection
+from engine.connection import EngineConnection, read_buffer
 from engine.errors import EngineError, EngineProtocolError, EngineTimeout, EngineUnreachable, SettingsError
 from engine.protection import EngineProtection, Policy, assumed, told
 from engine.settings import EngineSettings
@@ -101,6 +102,7 @@ class EngineClient:
         self._heads: dict[str, bytes] = {}
         """How a request to a path begins; each of the paths has one method."""
         self._idle: list[EngineConnection] = []
+        self._buffer = read_buffer()
 
     @classmethod
     def of(cls, settings: EngineSettings) -> Self:
@@ -243,7 +245,7 @@ class EngineClient:
         try:
             async with asyncio.timeout(self._connect_timeout):
                 _, connection = await loop.create_connection(
-                    EngineConnection,
+                    partial(EngineConnection, self._buffer),
                     self._host,
                     self._port,
                     ssl=self._tls,

@@ -22,6 +22,15 @@ _COPIED_MOST = 16 * 1024
 """Bytes of a body up to which it is copied behind its head, so that both leave in one packet."""
 
 
+_READ_MOST = 64 * 1024
+"""Bytes that are read at once: more would stand before `HIGH_WATER` can hold them up."""
+
+
+def read_buffer() -> memoryview:
+    """What `EngineConnection`s read into."""
+    return memoryview(bytearray(_READ_MOST))
+
+
 @dataclass(slots=True)
 class Head:
     """Status line and headers of an answer: of each (lower-case) name the first."""
@@ -34,10 +43,14 @@ class Head:
         return self.headers.get(name)
 
 
-class EngineConnection(asyncio.Protocol):
-    """Speaks one request at a time. Not safe for concurrent requests: the pool hands it to one owner."""
+class EngineConnection(asyncio.BufferedProtocol):
+    """Speaks one request at a time. Not safe for concurrent requests: the pool hands it to one owner.
 
-    def __init__(self) -> None:
+    What it reads is passed on before the next read, so that all connections of a loop may share one `buffer`.
+    """
+
+    def __init__(self, buffer: memoryview | None = None) -> None:
+        self._buffer = buffer or read_buffer()
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
@@ -139,12 +152,15 @@ class EngineConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in behaviour, not by inheritance
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - of BufferedProtocol
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         if self._complete:  # bytes that nobody asked for
             self.close()
             return
         try:
-            self._parser.feed_data(data)
+            self._parser.feed_data(self._buffer[:nbytes])
         except httptools.HttpParserError as error:
             self._pour()  # what was valid is passed on first
             self._fail(EngineProtocolError(f"The engine's answer is not valid HTTP: {error}"))
