@@ -7,31 +7,42 @@ here, so this is for the versions that it was tried with; with any other the str
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from api.errors import Header
+from api.lookout import Lookout
 from api.outlet import EXTENSION
 
 _CLOSE: Header = (b"connection", b"close")
 _TRIED = ("0.53.", "0.54.")
+_IDLE_TICK = 1.0
+"""Seconds by which a connection may be idle for longer than allowed."""
+
 _COPIED_MOST = 64 * 1024
 """Bytes of a body up to which it is copied behind its head, so that both leave in one packet."""
 
 
-def protocol() -> type[HttpToolsProtocol]:
-    """The class that serves clients with the uvicorn that is installed."""
-    return Connection if uvicorn.__version__.startswith(_TRIED) else HttpToolsProtocol
+def protocol() -> Callable[..., HttpToolsProtocol]:
+    """What serves a client's connection with the uvicorn that is installed. To be called in the event loop."""
+    if not uvicorn.__version__.startswith(_TRIED):
+        return HttpToolsProtocol
+    return partial(Connection, Lookout(_IDLE_TICK))
 
 
 class Connection(HttpToolsProtocol):
     """Offers every request an outlet of its own."""
 
-    departed: Callable[[], None] | None = None
-    """Called when the client has gone."""
+    def __init__(self, lookout: Lookout, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.departed: Callable[[], None] | None = None
+        """Called when the client has gone."""
+        self._idle = _Idle(self, lookout)
 
     def on_headers_complete(self) -> None:
         """A request has begun; its task runs after this."""
@@ -42,8 +53,48 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone."""
         super().connection_lost(exc)
+        self._idle.cancel()
         if self.departed is not None:
             self.departed()
+
+    def on_response_complete(self) -> None:
+        """uvicorn's, but for the timer that it makes, and throws away with the next request."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+        else:
+            self._idle.begin()
+            self.timeout_keep_alive_task = self._idle  # type: ignore[assignment] # it is only ever cancelled
+
+
+class _Idle:
+    """Closes a connection on which nobody has asked anything for uvicorn's `timeout_keep_alive`."""
+
+    __slots__ = ("_connection", "_lookout", "_until")
+
+    def __init__(self, connection: Connection, lookout: Lookout) -> None:
+        self._connection = connection
+        self._lookout = lookout
+        self._until = 0.0
+
+    def begin(self) -> None:
+        """From now on."""
+        self._until = time.monotonic() + self._connection.timeout_keep_alive
+        self._lookout.add(self)
+
+    def cancel(self) -> None:
+        """Somebody asks, or has gone."""
+        self._lookout.remove(self)
+
+    def look(self, now: float) -> None:
+        """Of Watched."""
+        if now >= self._until:
+            self.cancel()
+            self._connection.timeout_keep_alive_handler()
 
 
 class Wire:

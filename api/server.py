@@ -112,7 +112,7 @@ def config(gateway: Gateway) -> uvicorn.Config:
     """How uvicorn runs: httptools and uvloop, no access log (the request log says more), nothing at import."""
     return uvicorn.Config(
         build(gateway),
-        http=protocol(),
+        http=protocol(),  # type: ignore[arg-type] # any callable that makes protocols will do
         loop="uvloop",
         ws="none",  # its handler would log addresses, and at DEBUG every header
         lifespan="off",

@@ -7,9 +7,12 @@ import asyncio
 import httpx
 import orjson
 import pytest
+import uvicorn
 
-from api import connection
+from api import connection, server
+from api.gateway import Gateway
 from api.settings import ApiSettings
+from tests.api import conftest
 from tests.api.conftest import Door, front_door
 from tests.fake_engine import FakeEngine
 
@@ -178,3 +181,23 @@ async def test_stream_must_be_a_boolean(door: Door) -> None:
     async with door.client() as client:
         response = await client.post("/v1/chat/completions", json=chat("hi", stream="true"))
     assert (response.status_code, response.json()["error"]["param"]) == (400, "stream")
+
+
+async def test_an_idle_connection_is_closed_in_time(
+    settings: ApiSettings, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hasty(gateway: Gateway) -> uvicorn.Config:
+        made = server.config(gateway)
+        made.timeout_keep_alive = 1
+        return made
+
+    monkeypatch.setattr(connection, "_IDLE_TICK", 0.05)
+    monkeypatch.setattr(conftest, "config", hasty)
+    async with front_door(settings, engine) as door, asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(door.url.rpartition(":")[2]))
+        for _ in range(3):
+            writer.write(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            await reader.readuntil(b"}")
+            await asyncio.sleep(0.6)  # it is not the whole time that counts
+        assert await reader.read() == b""
+        writer.close()
