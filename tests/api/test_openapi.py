@@ -28,7 +28,7 @@ METHODS = {"get", "post", "put", "patch", "delete"}
 
 def routes_of(door: Door) -> FastAPI:
     """The FastAPI application behind the gate."""
-    app = config(door.gateway).app._app  # type: ignore[union-attr]
+    app = config(door.gateway).app.app  # type: ignore[union-attr]
     assert isinstance(app, FastAPI)
     return app
 
