@@ -129,7 +129,7 @@ class Wire:
         """Of Outlet."""
         self._flow.resume_reading()  # it was paused if the body was large, and who does not read sees nobody leave
         self._connection.departed = left
-        if self._cycle.disconnected:
+        if self._transport.is_closing():  # uvicorn tells only the last request of a pipeline
             left()
 
     def unwatch(self) -> None:
@@ -164,7 +164,7 @@ class Wire:
 
     async def drained(self) -> None:
         """Of Outlet."""
-        if self._flow.write_paused and not self._cycle.disconnected:
+        if self._flow.write_paused and not self._transport.is_closing():
             await self._flow.drain()
 
     def _begin(self, status: int, headers: list[Header]) -> bytes:
@@ -182,7 +182,7 @@ class Wire:
     def _write(self, data: bytes) -> bool:
         if self._head:
             data, self._head = self._head + data, b""
-        if not self._cycle.disconnected:
+        if not self._transport.is_closing():
             self._transport.write(data)
         return not self._flow.write_paused
 
