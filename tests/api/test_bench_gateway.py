@@ -16,6 +16,7 @@ from bench.gateway.native import Ask, Engine, Load, Programs, Report, compiled, 
 from bench.gateway.processes import Cores
 
 TOKENS = 100_000
+A_MILLION = 1_000_000
 """Through velocity's api process."""
 CORES = Cores.of_this_machine()
 STREAM = Ask(200)
@@ -135,9 +136,9 @@ def test_nothing_is_lost_in_velocity(engine: Engine, load: Load, clean_redis: st
     site = Site(engine, CORES, tmp_path)
     with ExitStack() as stack:
         arm = stack.enter_context(velocity(site, tmp_path / "data", clean_redis))
-        report = load.run("stream", arm.port, Ask(2000).request(arm.key), connections=20, tokens=TOKENS, expect=2000)
+        report = load.run("stream", arm.port, Ask(2000).request(arm.key), connections=20, tokens=A_MILLION, expect=2000)
     assert faults(report) == {}, report["first_error"]
-    assert report["tokens"] >= TOKENS
+    assert report["tokens"] >= A_MILLION
 
 
 def test_samples_of_spells_are_left_out() -> None:
