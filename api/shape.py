@@ -9,7 +9,7 @@ import orjson
 
 from api.errors import ApiError
 from api.keys import Key
-from api.request_caps import MAX_DEPTH, check_caps, check_depth, check_reach, input_tokens
+from api.request_caps import check_caps, check_depth, check_reach, input_tokens
 from api.settings import ApiSettings
 from engine.client import Endpoint, Model
 
@@ -55,8 +55,7 @@ def parse(body: bytes) -> dict[str, Any]:
         raise ApiError(400, f"The request body is not valid JSON: {error}.", code="invalid_json") from None
     if not isinstance(content, dict):
         raise ApiError(400, "The request body must be a JSON object.", code="invalid_json")
-    if body.count(b"{") + body.count(b"[") > MAX_DEPTH:  # with fewer there is no such depth
-        check_depth(content)
+    check_depth(content)
     return content
 
 

@@ -110,9 +110,7 @@ class EngineConnection(asyncio.BufferedProtocol):
             if self._complete:
                 return b""
             await self._wait()
-        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks.clear()
-        self._buffered = 0
+        data = self._unread()
         self._resume()
         return data
 
@@ -227,13 +225,16 @@ class EngineConnection(asyncio.BufferedProtocol):
     def _pour(self) -> None:
         if self._take is None or not self._chunks:
             return
-        poured = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks.clear()
-        self._buffered = 0
-        if not self._take(poured):
+        if not self._take(self._unread()):
             self._take = None
             self._pause()
             self._wake()
+
+    def _unread(self) -> bytes:
+        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        self._buffered = 0
+        return data
 
     def _pause(self) -> None:
         if not self._paused and self._transport is not None:

@@ -61,18 +61,18 @@ class Standing:
         requests: tuple[Header, ...] = ()
         tokens: tuple[Header, ...] = ()
         if rates.rpm and rates.burst:
-            requests = (
-                (b"x-ratelimit-limit-requests", b"%d" % rates.burst),
-                (b"x-ratelimit-remaining-requests", b"%d" % self.requests),
-                (b"x-ratelimit-reset-requests", duration(self.requests_reset / 1e6).encode()),
-            )
+            requests = _told(b"requests", rates.burst, self.requests, self.requests_reset)
         if rates.tpm:
-            tokens = (
-                (b"x-ratelimit-limit-tokens", b"%d" % rates.tpm),
-                (b"x-ratelimit-remaining-tokens", b"%d" % self.tokens),
-                (b"x-ratelimit-reset-tokens", duration(self.tokens_reset / 1e6).encode()),
-            )
+            tokens = _told(b"tokens", rates.tpm, self.tokens, self.tokens_reset)
         return requests + tokens
+
+
+def _told(what: bytes, limit: int, left: int, reset: int) -> tuple[Header, ...]:
+    return (
+        (b"x-ratelimit-limit-" + what, b"%d" % limit),
+        (b"x-ratelimit-remaining-" + what, b"%d" % left),
+        (b"x-ratelimit-reset-" + what, duration(reset / 1e6).encode()),
+    )
 
 
 def duration(seconds: float) -> str:
