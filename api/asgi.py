@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Generator, MutableMapping
 from typing import Any, Generic, TypeVar
 
-from api.errors import JSON_TYPE, ApiError, Header
+from api.errors import CLOSE, JSON_TYPE, ApiError, Header
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -49,9 +49,8 @@ async def read_body(receive: Receive, limit: int, seconds: float) -> bytes:
         async with asyncio.timeout(seconds):
             return await _read_body(first, receive, limit)
     except TimeoutError:
-        close = (b"connection", b"close")
         raise ApiError(
-            408, f"The request body did not come within {seconds:g} s.", code="request_timeout", headers=(close,)
+            408, f"The request body did not come within {seconds:g} s.", code="request_timeout", headers=(CLOSE,)
         ) from None
 
 

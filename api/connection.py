@@ -15,11 +15,10 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from api.errors import Header
+from api.errors import CLOSE, Header
 from api.lookout import Lookout
 from api.outlet import EXTENSION
 
-_CLOSE: Header = (b"connection", b"close")
 _TRIED = ("0.53.", "0.54.")
 _IDLE_TICK = 1.0
 """Seconds by which a connection may be idle for longer than allowed."""
@@ -170,10 +169,10 @@ class Wire:
     def _begin(self, status: int, headers: list[Header]) -> bytes:
         cycle = self._cycle
         cycle.response_started, cycle.waiting_for_100_continue = True, False
-        if _CLOSE in headers:
+        if CLOSE in headers:
             cycle.keep_alive = False
         elif not cycle.keep_alive:
-            headers.append(_CLOSE)
+            headers.append(CLOSE)
         parts: list[bytes] = [STATUS_LINE[status]]
         for name, value in (*cycle.default_headers, *headers):
             parts += (name, b": ", value, b"\r\n")

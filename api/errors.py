@@ -29,6 +29,8 @@ from workers.errors import (
 
 Header = tuple[bytes, bytes]
 JSON_TYPE: Header = (b"content-type", b"application/json")
+CLOSE: Header = (b"connection", b"close")
+"""Ends the connection after the answer."""
 
 
 class ApiError(VelocityError):

@@ -10,7 +10,7 @@ from itertools import chain
 
 from api import error_tracking
 from api.asgi import App, Message, Receive, Scope, Send, send_error
-from api.errors import ApiError, internal_error, lacks, to_api_error
+from api.errors import CLOSE, ApiError, internal_error, lacks, to_api_error
 from api.key_store import Keys
 from api.keys import Scope as KeyScope
 from api.limits.limiter import Limiter
@@ -93,7 +93,7 @@ class Gate:
         if "key" in state and not any(name.startswith(b"x-ratelimit-") for name, _ in headers):
             headers += await self._limiter.headers(state["key"])
         if upgrades(dict(scope["headers"])):
-            headers.append((b"connection", b"close"))
+            headers.append(CLOSE)
         message["headers"] = headers
 
     def account(self, scope: Scope, status: int, began: float, error: VelocityError | None) -> None:
@@ -164,12 +164,12 @@ def checked_head(scope: Scope) -> dict[bytes, bytes]:
     if len(headers) > _MOST_HEADERS or sum(map(len, chain.from_iterable(headers))) > _MOST_HEADER_BYTES:
         raise ApiError(
             431, f"The request has more than {_MOST_HEADERS} headers, or {_MOST_HEADER_BYTES:,} bytes of them.",
-            code="headers_too_large", headers=((b"connection", b"close"),),
+            code="headers_too_large", headers=(CLOSE,),
         )  # fmt: skip
     head = dict(reversed(headers))
     hosts = int(b"host" in head) if len(head) == len(headers) else sum(name == b"host" for name, _ in headers)
     if hosts > 1 or (hosts == 0 and scope["http_version"] != "1.0"):
-        raise ApiError(400, "A request needs exactly one Host header.", headers=((b"connection", b"close"),))
+        raise ApiError(400, "A request needs exactly one Host header.", headers=(CLOSE,))
     if head.get(b"content-encoding", b"identity").strip().lower() != b"identity":
         raise ApiError(415, "Send the body as it is, without a Content-Encoding.", code="unsupported_encoding")
     if b"upgrade" in head and upgrades(head) and scope["method"] not in {"GET", "HEAD"}:

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.asgi import Receive, Scope, Send, header, send_error, send_whole
-from api.errors import ApiError, Header, internal_error, to_api_error
+from api.errors import CLOSE, ApiError, internal_error, to_api_error
 from api.metrics import rendered
 from engine import log
 from engine.errors import VelocityError
@@ -28,7 +28,6 @@ Authenticate = Callable[[bytes | None], Awaitable[object]]
 Ask = Callable[[], Awaitable[None]]
 """Awaited before each answer, so that what is collected then is of now."""
 
-_CLOSE: Header = (b"connection", b"close")
 _CONNECTIONS = 16
 """At one time; more are cut off. A Prometheus needs one."""
 _CONNECTION_SECONDS = 30.0
@@ -71,12 +70,12 @@ class _Scrape:
         try:
             body, content_type = await self._answer(scope)
         except VelocityError as error:
-            await send_error(send, to_api_error(error), [_CLOSE])
+            await send_error(send, to_api_error(error), [CLOSE])
         except Exception:  # the process edge: what fails here must not end up in uvicorn's words
             logger.exception("metrics_failed")
-            await send_error(send, internal_error(), [_CLOSE])
+            await send_error(send, internal_error(), [CLOSE])
         else:
-            await send_whole(send, 200, [(b"content-type", content_type.encode("latin-1")), _CLOSE], body)
+            await send_whole(send, 200, [(b"content-type", content_type.encode("latin-1")), CLOSE], body)
 
     async def _answer(self, scope: Scope) -> tuple[bytes, str]:
         if self._authenticate:

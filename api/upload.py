@@ -14,7 +14,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from api.asgi import Receive
-from api.errors import ApiError
+from api.errors import CLOSE, ApiError
 from api.settings import ApiSettings
 from workers import durable
 from workers.files import Files
@@ -106,7 +106,7 @@ async def _pour(receive: Receive, settings: ApiSettings, feed: Callable[[bytes],
         except TimeoutError:
             raise ApiError(
                 408, f"The upload stalled for {settings.body_timeout:g} s, or took more than "
-                f"{settings.upload_timeout:g} s.", code="request_timeout", headers=((b"connection", b"close"),),
+                f"{settings.upload_timeout:g} s.", code="request_timeout", headers=(CLOSE,),
             ) from None  # fmt: skip
         if message["type"] == "http.disconnect":
             raise ApiError(400, "The request body ended early.")
